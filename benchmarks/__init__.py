@@ -2,12 +2,12 @@
 
     python -m benchmarks.step       one training step: ours, TRL's and the authors' way
     python -m benchmarks.scaling    how a step's cost grows
-    python -m benchmarks.limit      how near each contestant comes to the machine's measured peak
-    python -m benchmarks.profile    what one step spends its time on
-    python -m benchmarks.evaluation pairs a second of evaluation, beside TRL's loop
+    python -m benchmarks.limit      each contestant's share of the machine's measured peak
+    python -m benchmarks.profile    where one step spends its time
+    python -m benchmarks.evaluation pairs per second of evaluation, next to TRL's loop
     python -m benchmarks.screenshot a picture of an HTML page
     python -m benchmarks.overhead   what `hafrm train` spends outside of its steps
 
-Timings are medians of interleaved rounds, reported as ratios: a shared machine's clock drifts, and all contestants of
-a round drift together. Run them on an idle machine.
+Timings are medians of interleaved rounds, reported as ratios: the speed of a shared machine drifts, and affects all
+contestants of a round alike. Run them on an idle machine.
 """

@@ -1,12 +1,12 @@
-"""Every causal LM of the installed transformers, trained, saved and held against the stock classes.
+"""Every causal LM of the installed transformers, trained, saved and compared with the stock classes.
 
     python -m benchmarks.architectures [NAME ...] [--page FILE] [--json FILE]
 
 Each architecture is built small (`benchmarks.tiny_configs`) and trained by HAF for two steps, all weights and with
 LoRA. The run's folder is then loaded in `AutoModelForCausalLM` and, where there is one, in
 `AutoModelForSequenceClassification`, in float64, and reads one sequence at a time: these rewards and log-probs are the
-truth for hafrm's own. Each architecture has a process of its own and a time limit, so that one crash ends no sweep. A
-whole sweep takes about ten minutes and writes docs/architectures.md.
+truth for hafrm's own. Each architecture runs in a separate process with a time limit, so a crash does not end the
+sweep. A whole sweep takes about ten minutes and writes docs/architectures.md.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ from hafrm.training.run import train
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
 SECONDS = 120  # for one architecture
 TOLERANCE = 1e-3
-"""Largest difference from the stock classes, in units of how far the numbers are spread over the texts."""
+"""Largest difference from the stock classes, relative to the standard deviation over the texts."""
 
 WORKS = ("packed", "padded")
 
 
 @dataclass
 class Outcome:
-    """What came of an architecture trained in one way."""
+    """The result of an architecture trained in one way."""
 
     outcome: str
     """`packed`, `padded`, `refused`, `wrong` or `failed`."""
@@ -69,16 +69,16 @@ class Outcome:
     """The largest difference of rewards from the stock class's, in their standard deviations."""
     log_probs: float | None = None
     classifier: str = ""
-    """Which stock classifier loads the run; empty where there is none."""
+    """The stock classifier that loads the run; empty if there is none."""
     oracle: str = "float64"
     """The dtype of the stock classes that agree."""
     said: list[str] = field(default_factory=list)
-    """What the run said at its start of heads and adapters."""
+    """What the run reported about heads and adapters when it started."""
 
 
 @dataclass
 class Found:
-    """What came of an architecture."""
+    """The results of an architecture."""
 
     name: str
     model: str
@@ -127,7 +127,7 @@ def examine(name: str, folder: Path) -> Found:
             model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
         model.save_pretrained(folder / "base")
         tokenizer().save_pretrained(folder / "base")
-    except Exception as error:  # whatever a config that the rules made may bring about
+    except Exception as error:  # a config made by the rules may fail in any way
         found.not_built = f"{type(error).__name__}: {reason(error)}"
         return found
     (folder / "pairs.jsonl").write_text("\n".join(json.dumps(pair.as_row()) for pair in pairs()))
@@ -137,7 +137,7 @@ def examine(name: str, folder: Path) -> Found:
 
 
 def run(folder: Path, name: str, lora: LoraOptions) -> Outcome:
-    """Train for two steps, and hold the result against the stock classes."""
+    """Train for two steps, and compare the result with the stock classes."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -178,7 +178,7 @@ def config(folder: Path, name: str, lora: LoraOptions) -> TrainConfig:
 
 @torch.no_grad()
 def compare(folder: Path) -> Outcome:
-    """Hafrm's rewards and log-probs of a run against those of the stock classes."""
+    """Compare hafrm's rewards and log-probs of a run with those of the stock classes."""
     layout = json.loads((folder / "manifest.json").read_text())["layout"]
     conversations = [conversation for pair in pairs() for conversation in pair.conversations]
     rewards = load_scorer(str(folder)).score(conversations)
@@ -203,7 +203,7 @@ def compare(folder: Path) -> Outcome:
 
 @dataclass
 class Truth:
-    """What the stock classes say, a number for each text."""
+    """Results of the stock classes, one number per text."""
 
     rewards: list[float]
     log_probs: list[float]
@@ -229,7 +229,7 @@ def stock_numbers(folder: Path, dtype: torch.dtype) -> Truth:
 
 
 def exact(stock_class: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """A stock model, none of whose weights is drawn at random."""
+    """Load a stock model, none of whose weights may be random."""
     model, report = stock_class.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     if lost := [*report["missing_keys"], *report["mismatched_keys"]]:
         raise AssertionError(f"{type(model).__name__} misses {lost[0]}")
@@ -239,7 +239,7 @@ def exact(stock_class: Any, folder: Path, dtype: torch.dtype) -> Any:
 
 
 def token_ids() -> Iterator[tuple[int, Tensor]]:
-    """The prompt's length and the whole conversation's ids, as transformers makes them."""
+    """Return the prompt's length and the conversation's ids, as computed by transformers."""
     coder = tokenizer()
     for pair in pairs():
         for response in (pair.chosen, pair.rejected):
@@ -257,14 +257,14 @@ def response_log_prob(causal: Any, prompt: int, whole: Tensor) -> float:
 
 
 def last_state(causal: Any, whole: Tensor) -> Tensor:
-    """The state that the stock decoder gives for the last token."""
+    """Return the stock decoder's state of the last token."""
     output = backbone_of(causal)(input_ids=whole, attention_mask=torch.ones_like(whole), use_cache=False)
     state: Tensor = output.last_hidden_state[0, -1]
     return state
 
 
 def spread_difference(found: Sequence[float | None], truth: Sequence[float]) -> float:
-    """The largest difference, in the truth's standard deviations."""
+    """Return the largest difference, in standard deviations of the truth."""
     ours, theirs = torch.tensor(found, dtype=torch.float64), torch.tensor(truth, dtype=torch.float64)
     return float((ours - theirs).abs().max() / theirs.std())
 
@@ -275,7 +275,7 @@ def reason(error: Exception) -> str:
 
 
 def in_process(name: str) -> Found:
-    """Examine an architecture in a process of its own, for no longer than `SECONDS`."""
+    """Examine an architecture in a separate process, for at most `SECONDS`."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     with tempfile.TemporaryDirectory() as folder:
@@ -311,10 +311,10 @@ def page(found: Sequence[Found]) -> str:
     built = [each for each in found if not each.not_built]
     counts = {kind: sum(_kind(each) == kind for each in built) for kind in (*WORKS, "refused", "failed")}
     installed = version("transformers")
-    opening = f"""Which of the {len(found)} causal language models of transformers {installed} `hafrm train` takes and
-        `hafrm score` scores, found out by trying: each was built small, trained by HAF for two steps, with
-        all weights and with LoRA, saved, and loaded in stock transformers, whose rewards and log-probs, in float64 and
-        one sequence at a time, hafrm's must equal to a thousandth of their spread.
+    opening = f"""This page shows which of the {len(found)} causal language models of transformers {installed} work with
+        `hafrm train` and `hafrm score`. Each was built small, trained with HAF for two steps, with all weights and with
+        LoRA, saved, and loaded in stock transformers: hafrm's rewards and log-probs must equal those of the stock
+        classes, computed in float64 and one sequence at a time, to a thousandth of their standard deviation.
         `python -m benchmarks.architectures` makes this page."""
     summary = f"""{counts["packed"]} work with packed batches, {counts["padded"]} with padded ones,
         {counts["refused"]} are refused before training, {counts["failed"]} fail, and {len(found) - len(built)} could
@@ -337,15 +337,11 @@ def page(found: Sequence[Found]) -> str:
                 f"| {each.name} | `{each.model}` | {full.outcome} | {_short(lora)} | "
                 f"{f'`{full.classifier}`' if full.classifier else 'none'} |"
             )
-    lines += ["", "Without a stock classifier, hafrm alone reads a run's reward head: it scores, evaluates and serves."]
+    lines += ["", "Without a stock classifier, only hafrm can read a run's reward head, to score, evaluate and serve."]
     lines += _section("Why batches are padded", [(each.name, each.full.reason) for each in built if _padded(each)])
     lines += _section(
         "Compared in float32",
-        [
-            (e.name, "in float64 the model can't run, or a choice of experts falls otherwise")
-            for e in built
-            if _in_float32(e)
-        ],
+        [(e.name, "in float64 the model can't run, or chooses other experts") for e in built if _in_float32(e)],
     )
     lines += _section("LoRA on part of the weights", [(e.name, s) for e in built for s in _said(e) if "LoRA" in s])
     lines += _section("LoRA that is refused or fails", [(e.name, e.lora.reason) for e in built if _lora_fails(e)])
@@ -361,11 +357,11 @@ def _kind(found: Found) -> str:
 
 
 def _refusal(found: Found) -> str:
-    """Why an architecture is refused; what the stock classifier's own layers are is left out."""
+    """Return why an architecture is refused, without the names of the stock classifier's own layers."""
     assert found.full is not None
     why = found.full.reason
     if "own classifier" in why:
-        return "the stock classifier's head has other layers, and would start at random (`--method dpo` is taken)"
+        return "the stock classifier's head has other layers, and would start at random (`--method dpo` works)"
     return why
 
 
@@ -391,7 +387,7 @@ def _short(outcome: Outcome | None) -> str:
 
 
 def _section(title: str, rows: Sequence[tuple[str, str]]) -> list[str]:
-    """A list of reasons, those that share one in one line; empty without rows."""
+    """Return a list of reasons, each with the architectures that share it; empty without rows."""
     by_reason: dict[str, list[str]] = {}
     for name, why in rows:
         by_reason.setdefault(why.removeprefix("LoRA: "), []).append(name)

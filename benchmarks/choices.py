@@ -1,10 +1,10 @@
-"""What choices that save time do to accuracy: batches by prompt, and products in bfloat16.
+"""How choices that save time affect accuracy: batches by prompt, and products in bfloat16.
 
     python -m benchmarks.choices --model FOLDER --data pku_safe arguments qa_eval --steps 200 --out FILE
 
-Trains HAF with the defaults, with `--data_options.batch_by prompt` and with `--training.bf16 true`, with several seeds
-on the same pairs for the same number of steps, and compares the accuracy on all test pairs and the tokens that went
-through the model. Runs that FILE already has stay in it.
+Trains HAF in float32, in float32 with `--data_options.batch_by prompt`, and with `--training.bf16 true`, with several
+seeds on the same pairs for the same number of steps, and compares the accuracy on all test pairs and the tokens that
+went through the model. Runs that FILE already has stay in it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from benchmarks.measure import environment, print_table, save
@@ -24,7 +25,7 @@ WAYS: dict[str, dict[str, dict[str, Any]]] = {
     "by prompt": {"data_options": {"batch_by": "prompt"}},
     "bfloat16": {"training": {"bf16": True}},
 }
-"""Options besides the common ones; the default is compared with each other way."""
+"""Options in addition to the common ones, which include float32; each other way is compared with the default."""
 
 
 def main() -> None:
@@ -39,15 +40,19 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="a file for the JSON")
     options = parser.parse_args()
     settings = {name: getattr(options, name) for name in ("steps", "learning_rate", "max_length")}
+    settings["model"] = Path(options.model).name
     result = _earlier(Path(options.out), settings)
     for data in options.data:
         for seed in options.seeds:
             for way in WAYS:
                 name = f"{data} {way} {seed}"
-                if name not in result["runs"]:
-                    result["runs"][name] = _run(options, data, way, seed)
+                if name not in result["trained"]:
+                    result["trained"][name] = _run(options, data, way, seed)
                     save(options.out, result)
-    _report(options, result["runs"])
+    result["choices"] = list(_compare(options, result["trained"]))
+    save(options.out, result)
+    rows = [tuple(str(value) for value in each.values()) for each in result["choices"]]
+    print_table("accuracy on test pairs", tuple(result["choices"][0]), rows)
 
 
 def _earlier(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +60,7 @@ def _earlier(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
         saved: dict[str, Any] = json.loads(out.read_text())
         if all(saved[name] == value for name, value in settings.items()):
             return saved
-    return {"environment": environment(), **settings, "runs": {}}
+    return {"environment": environment(), **settings, "trained": {}}
 
 
 def _run(options: argparse.Namespace, data: str, way: str, seed: int) -> dict[str, float]:
@@ -68,6 +73,7 @@ def _run(options: argparse.Namespace, data: str, way: str, seed: int) -> dict[st
             "learning_rate": options.learning_rate,
             "seed": seed,
             "use_cpu": True,
+            "bf16": False,
             "report_to": [],
             **WAYS[way].get("training", {}),
         }
@@ -95,19 +101,24 @@ def _run(options: argparse.Namespace, data: str, way: str, seed: int) -> dict[st
     return {"accuracy": accuracy, "tokens_per_pair": round(fmean(rates), 1)}
 
 
-def _report(options: argparse.Namespace, runs: dict[str, dict[str, float]]) -> None:
-    rows = []
+def _compare(options: argparse.Namespace, trained: dict[str, dict[str, float]]) -> Iterator[dict[str, Any]]:
+    """Yield each set's comparison of each way with the default, accuracies in percent and means over seeds."""
     for data in options.data:
-        found = {way: [runs[f"{data} {way} {seed}"] for seed in options.seeds] for way in WAYS}
+        found = {way: [trained[f"{data} {way} {seed}"] for seed in options.seeds] for way in WAYS}
+        before = [100 * run["accuracy"] for run in found["default"]]
+        tokens = {way: fmean(run["tokens_per_pair"] for run in runs) for way, runs in found.items()}
         for way in list(WAYS)[1:]:
-            before, after = ([100 * run["accuracy"] for run in found[each]] for each in ("default", way))
+            after = [100 * run["accuracy"] for run in found[way]]
             gains = [b - a for a, b in zip(before, after, strict=True)]
-            tokens = [fmean(run["tokens_per_pair"] for run in found[each]) for each in ("default", way)]
-            spread = f" (sd {stdev(gains):.1f})" if len(gains) > 1 else ""
-            cells = (f"{fmean(before):.1f}", f"{fmean(after):.1f}", f"{fmean(gains):+.1f}{spread}")
-            rows.append((data, way, *cells, f"{tokens[1] / tokens[0]:.2f}"))
-    heads = ("set", "way", "default, %", "this way, %", "gain", "tokens, this way / default")
-    print_table("accuracy on test pairs", heads, rows)
+            yield {
+                "set": data,
+                "way": way,
+                "default": round(fmean(before), 1),
+                "this way": round(fmean(after), 1),
+                "gain": round(fmean(gains), 1),
+                "gain by seed": ", ".join(f"{gain:+.1f}" for gain in gains),
+                "tokens, this way / default": round(tokens[way] / tokens["default"], 2),
+            }
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Who is measured: one forward and backward of a training step, each in its owner's own code.
+"""The contestants: forward and backward pass of a training step, each in its project's own code.
 
-TRL's are its trainers' own `compute_loss` on batches of its own collators; nothing of TRL is rewritten here. The padded
-hybrid is the paper authors' way: one row a sequence, padded to the longest, and the full logits of every position. The
-others are hafrm's `HybridModel` and `Objective` as its trainer calls them.
+TRL's contestants run its trainers' own `compute_loss` on batches of its own collators; no code of TRL is rewritten. The
+padded hybrid is the paper authors' way: one row per sequence, padded to the longest, and the full logits of every
+position. The others are hafrm's `HybridModel` and `Objective` as its trainer calls them.
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ Maker = Callable[[Shape, Reference], Step]
 
 
 def plain_reference(group: TokenGroup) -> tuple[float, float]:
-    """Some log-probs; ordinary numbers all cost the same."""
+    """Some log-probs; all normal numbers cost the same."""
     return -50.0, -50.0
 
 
 def saturated_reference(group: TokenGroup) -> tuple[float, float]:
-    """Log-probs by which DPO has long learnt the pair: of a uniform guess, and far less for the chosen response."""
+    """Reference log-probs for which DPO has long learnt the pair: uniform, and far lower for the chosen response."""
     chosen, rejected = (-math.log(VOCABULARY) * len(response) for response in group.responses)
     return chosen - SATURATION / LossConfig().beta, rejected
 
 
 def build(name: str, shape: Shape, reference: Reference = plain_reference) -> Step:
-    """The contestant of this name, with a fresh random model."""
+    """Create the contestant of this name, with a new random model."""
     return CONTESTANTS[name](shape, reference)
 
 
@@ -162,7 +162,7 @@ def _trl_reward(shape: Shape, reference: Reference) -> Step:
 
 
 def _trl_dpo(*, precomputed: bool, compact: bool = True) -> Maker:
-    """TRL's DPOTrainer, its LM head at response tokens alone as on a GPU (`compact`) or at every position."""
+    """TRL's DPOTrainer, with its LM head only at response tokens as on a GPU (`compact`), or at every position."""
 
     def make(shape: Shape, reference: Reference) -> Step:
         import trl.trainer.utils as trl_utils
@@ -174,7 +174,7 @@ def _trl_dpo(*, precomputed: bool, compact: bool = True) -> Maker:
         rows = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
         arguments = _arguments(DPOConfig, max_length=None, precompute_ref_log_probs=precomputed)
         trainer = _quietly(DPOTrainer, model=model, ref_model=live, args=arguments, train_dataset=rows)
-        if compact:  # TRL scores response tokens alone where it finds Triton: so it is told that it did
+        if compact:  # TRL scores only response tokens if it finds Triton, so pretend that it did
             trl_utils._use_triton = lambda device: True
 
         def loss(groups: Sequence[TokenGroup]) -> Tensor:
@@ -201,7 +201,7 @@ def _arguments(kind: Any, **values: Any) -> Any:
             report_to=[],
             disable_tqdm=True,
             bf16=False,
-            gradient_checkpointing=False,  # TRL turns it on by default: it saves memory and costs time
+            gradient_checkpointing=False,  # on by default in TRL: saves memory and costs time
             **values,
         )
 
@@ -227,7 +227,7 @@ CONTESTANTS: dict[str, Maker] = {
     "reward_only": _ours(1, 0),
     "policy_only": _ours(0, 1),
 }
-"""By name; the last three are hafrm's three methods, the ones before them what they are measured against."""
+"""By name; the last three are hafrm's methods, those before them what they are compared with."""
 
 GROUPED = {"trl_reward": "trl_reward_grouped", "trl_dpo": "trl_dpo_grouped"}
-"""Contestants that are also measured on batches of like lengths, TRL's best setting, and what those are called."""
+"""Contestants also measured on batches of similar lengths, TRL's best setting, and their names then."""

@@ -1,9 +1,9 @@
-"""Pairs a second of evaluation: hafrm's scorer beside TRL's loop, on the same pairs and the same weights.
+"""Pairs per second of evaluation: hafrm's scorer and TRL's loop, on the same pairs and weights.
 
     python -m benchmarks.evaluation --out FILE
 
-TRL's is its RewardTrainer's own loss in evaluation mode, on batches of its own collator in the order of the file.
-Both begin with messages, so both render and tokenize. Rewards must agree, and with them the accuracy.
+TRL's loop is its RewardTrainer's loss in evaluation mode, on batches of its own collator in the order of the file.
+Both start from messages, so both render and tokenize. Rewards must agree, and therefore the accuracy.
 """
 
 from __future__ import annotations

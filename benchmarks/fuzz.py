@@ -1,12 +1,12 @@
-"""Hostile requests to the reward server: no answer may be a server's error, hold a traceback, or fail to come.
+"""Hostile requests to the reward server: no answer may be a server error, contain a traceback, or be missing.
 
     python -m benchmarks.fuzz tiny --requests 10000 --seed 0 --out FILE
 
 Half of the requests are drawn by schemathesis from the server's own OpenAPI document, right ones and wrong ones; the
 other half are made here: wrong types, deep nesting, huge numbers, NaN, lone surrogates, wrong content types and
-encodings, half bodies, unknown paths and methods, malformed HTTP. The server runs in a process of its own, and must
-give the same reward at the end as at the beginning. Equal seeds make equal requests of the second half; those of the
-first follow hypothesis' own seed. Needs `pip install schemathesis`, which is not among the development tools because
+encodings, half bodies, unknown paths and methods, malformed HTTP. The server runs in a separate process, and must give
+the same reward at the end as at the beginning. Equal seeds give equal requests in the second half; those of the first
+half follow hypothesis' own seed. Needs `pip install schemathesis`, which is not among the development tools because
 pytest would load its plugin into each process.
 """
 
@@ -45,7 +45,7 @@ VALID: dict[str, dict[str, Any]] = {
     "/pooling": {"messages": [*CONVERSATION["prompt"], *CONVERSATION["response"]], "use_activation": True},
     "/rerank": {"query": "How are you?", "documents": ["Fine.", "No."], "top_n": 1},
 }
-"""A request that each path answers, from which hostile ones are made."""
+"""A valid request for each path, from which hostile ones are made."""
 
 KINDS = (
     "text/plain",
@@ -70,14 +70,14 @@ TEXTS = ("\ud800", "\udfff x", "\x00", "\x07\x1b[31m", "", " ", "a" * 50_000, "<
 
 @dataclass(frozen=True)
 class Request:
-    """A request as bytes, since no client library would send all of them."""
+    """A request as bytes, since client libraries would refuse to send some of them."""
 
     kind: str
-    """What is hostile in it."""
+    """What is hostile about it."""
     method: str
     raw: bytes
     half: bool = False
-    """Whether no answer is owed: the client stops in the middle, or the server hangs up before it has read all."""
+    """Whether no answer is required: the client stops in the middle, or the server disconnects before reading all."""
 
 
 @dataclass
@@ -85,12 +85,12 @@ class Findings:
     """What came back."""
 
     requests: Counter[str] = field(default_factory=Counter)
-    """By what was hostile in them."""
+    """Number of requests by what was hostile about them."""
     statuses: Counter[str] = field(default_factory=Counter)
     failures: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, kind: str, sent: str, status: int | None, body: str) -> None:
-        """Take one answer; None: none came."""
+        """Record one answer; None if there was none."""
         self.requests[kind] += 1
         self.statuses[str(status) if status else "none"] += 1
         if status is None or status >= 500 or "Traceback" in body or 'File "' in body:
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--out")
     options = parser.parse_args()
     findings, start = Findings(), time.perf_counter()
-    command = ("--body_timeout", "1")  # seconds that a body which never comes costs
+    command = ("--body_timeout", "1")  # seconds until an incomplete body is refused
     with model_folder(options.model) as model, server(serve_command(model, *command)) as (address, _):
         before = _reward(address)
         drawn = from_document(address, options.requests // 2, options.seed, findings)
@@ -137,7 +137,7 @@ def _reward(address: str) -> Any:
 
 
 def from_document(address: str, requests: int, seed: int, findings: Findings) -> int:
-    """Send requests that schemathesis draws from the server's OpenAPI document; returns how many it drew."""
+    """Send requests that schemathesis draws from the server's OpenAPI document; return how many it drew."""
     import schemathesis
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import seed as seeded
@@ -172,7 +172,7 @@ def _sender(kind: str, findings: Findings) -> Callable[[Any], None]:
 
 
 def hostile_requests(count: int, seed: int) -> Iterator[Request]:
-    """Hostile requests, always the same ones for a seed."""
+    """Yield hostile requests, always the same ones for a seed."""
     drawn = random.Random(seed)
     makers = list(MAKERS.items())
     for number in range(count):
@@ -181,11 +181,11 @@ def hostile_requests(count: int, seed: int) -> Iterator[Request]:
 
 
 def send(address: str, request: Request) -> tuple[int | None, str]:
-    """Send a request's bytes: the answer's status and body; None where none came that was owed."""
+    """Send a request's bytes; return the answer's status and body, or None if a required answer is missing."""
     place = urlsplit(address)
     try:
         with socket.create_connection((str(place.hostname), place.port or 80), timeout=PATIENCE) as connection:
-            with suppress(ConnectionError):  # refused before all was sent: the answer is there to be read
+            with suppress(ConnectionError):  # refused before everything was sent: the answer can still be read
                 connection.sendall(request.raw)
             if request.half:
                 return 499, ""
@@ -221,7 +221,7 @@ def _valid(drawn: random.Random) -> tuple[str, dict[str, Any]]:
 
 
 def _replaced(value: Any, new: Any, drawn: random.Random) -> Any:
-    """A copy of a JSON value with one node, drawn at random, replaced."""
+    """Copy a JSON value with one random node replaced."""
     if not isinstance(value, dict | list) or not value or drawn.random() < 0.2:
         return new
     key = drawn.choice(list(value) if isinstance(value, dict) else range(len(value)))
@@ -230,7 +230,7 @@ def _replaced(value: Any, new: Any, drawn: random.Random) -> Any:
 
 
 def _mutated(kind: str, drawn: random.Random, literal: str) -> Request:
-    """A valid request with one node replaced by a literal, which need not be JSON."""
+    """Make a valid request with one node replaced by a literal, which need not be JSON."""
     path, body = _valid(drawn)
     mark = "\u0001here"
     text = json.dumps(_replaced(body, mark, drawn)).replace(json.dumps(mark), literal)
@@ -254,12 +254,12 @@ def _numbers(kind: str, drawn: random.Random) -> Request:
 
 def _texts(kind: str, drawn: random.Random) -> Request:
     text = drawn.choice(TEXTS)
-    raw = f'"{text}"' if drawn.random() < 0.2 else json.dumps(text)  # as bytes that are no UTF-8, or escaped
+    raw = f'"{text}"' if drawn.random() < 0.2 else json.dumps(text)  # as bytes that are not UTF-8, or escaped
     return _mutated(kind, drawn, raw)
 
 
 def _fields(kind: str, drawn: random.Random) -> Request:
-    """Fields missing, repeated, unknown, or of odd names."""
+    """Make requests with missing, repeated, unknown or oddly named fields."""
     path, body = _valid(drawn)
     name = drawn.choice(list(body))
     text = json.dumps(body)
@@ -277,7 +277,7 @@ def _fields(kind: str, drawn: random.Random) -> Request:
 
 
 def _many(kind: str, drawn: random.Random) -> Request:
-    """Lists that are too long, and texts that are."""
+    """Make lists and texts that are too long."""
     path = drawn.choice(list(VALID))
     long = ((1, "a " * 200_000), (1, "a" * 5_000_000), (30, "word " * 1000))
     count, text = drawn.choice(((2000, "a b"), (20_000, ""), (0, ""), *long))
@@ -296,7 +296,7 @@ def _content_types(kind: str, drawn: random.Random) -> Request:
 
 
 def _encodings(kind: str, drawn: random.Random) -> Request:
-    """Bodies in other encodings than they say, or that they do not say."""
+    """Make bodies in another encoding than declared, or in an undeclared one."""
     path, body = _valid(drawn)
     text = json.dumps(body)
     choices: list[tuple[bytes, tuple[str, ...]]] = [
@@ -316,7 +316,7 @@ def _encodings(kind: str, drawn: random.Random) -> Request:
 
 
 def _flipped(kind: str, drawn: random.Random) -> Request:
-    """A valid body with bytes changed, inserted or taken out."""
+    """Make a valid body with bytes changed, inserted or removed."""
     path, body = _valid(drawn)
     content = bytearray(json.dumps(body).encode())
     for _ in range(drawn.randrange(1, 8)):
@@ -326,14 +326,14 @@ def _flipped(kind: str, drawn: random.Random) -> Request:
 
 
 def _cut(kind: str, drawn: random.Random) -> Request:
-    """A body cut off, with the length of what is left."""
+    """Make a truncated body with a matching length."""
     path, body = _valid(drawn)
     content = json.dumps(body).encode()
     return _http(kind, content[: drawn.randrange(len(content))], path=path)
 
 
 def _left(kind: str, drawn: random.Random) -> Request:
-    """A client that goes away before its body is sent, or as soon as it is."""
+    """Make a client that disconnects before or right after sending its body."""
     path, body = _valid(drawn)
     content = json.dumps(body).encode()
     sent = content[: drawn.randrange(len(content) + 1)]
@@ -390,7 +390,7 @@ def _headers(kind: str, drawn: random.Random) -> Request:
 
 
 def _malformed(kind: str, drawn: random.Random) -> Request:
-    """What is hardly HTTP; a server's parser answers it."""
+    """Make malformed HTTP, which the server's parser answers."""
     body = json.dumps(VALID["/rerank"]).encode()
     head = b"POST /rerank HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
     endless = b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 100_000 + b"\r\n\r\n"
@@ -417,7 +417,7 @@ def _malformed(kind: str, drawn: random.Random) -> Request:
             b"\r\n\r\n\r\nnothing\r\n\r\n",
         )
     )
-    # The parser hangs up on an endless header before it has read it all, and the reset can overtake its answer.
+    # The parser disconnects before it has read an endless header, and the reset can arrive before its answer.
     return Request(kind, "POST", raw, half=raw is endless)
 
 

@@ -1,11 +1,11 @@
-"""How near a step comes to what the machine can do: operations needed, over the measured peak of matrix products.
+"""How close a step comes to the machine's limit: necessary operations, divided by the measured peak of matrix products.
 
     python -m benchmarks.limit                # the peak of this machine
     python -m benchmarks.limit FILE...        # the share of it that each contestant of a step's results reached
 
-The floor counts the products that the unique tokens need and nothing else: no padding, no prompt twice, no
-recomputation, no softmax, no norm. Each contestant's share of the peak is the *floor's* operations over its own time,
-so what a contestant computes beyond need counts against it.
+The floor only counts the products that the unique tokens need: no padding, no repeated prompt, no recomputation, no
+softmax, no norm. A contestant's share of the peak is the *floor's* operations divided by its own time, so unnecessary
+computations lower it.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ __all__ = ["hybrid_operations", "matmul_peak", "needed_operations", "shares_of_p
 
 
 def matmul_peak(*, seconds: float = 1.0, clock: Callable[[], float] = time.perf_counter) -> float:
-    """The most floating-point operations a second that a matrix product reaches here, in float32.
+    """Measure the peak floating-point operations per second of float32 matrix products here.
 
-    Under `time.process_time` that is a second of one thread: the threads' times add up.
+    Under `time.process_time` seconds are those of one thread, because the threads' times add up.
     """
     best = 0.0
     for rows, inner, columns in ((2048, 2048, 2048), (3200, 512, 1376), (4096, 1024, 4096), (512, 512, 32768)):
@@ -46,37 +46,37 @@ def matmul_peak(*, seconds: float = 1.0, clock: Callable[[], float] = time.perf_
 
 
 def hybrid_operations(shape: Shape, groups: Sequence[TokenGroup], *, head: bool = True) -> float:
-    """Operations that a hybrid step needs: forward and backward are three products of each weight.
+    """Count the operations that a hybrid step needs: forward and backward are three products per weight.
 
     Args:
         shape: The model.
         groups: The pairs.
-        head: Whether the LM head is trained (with the reward head alone it is not).
+        head: Whether the LM head is trained (it is not if only the reward head is).
     """
     unique = sum(group.unique_tokens for group in groups)
     responses = sum(len(response) for group in groups for response in group.responses)
     seen = sum(_visible_keys(group) for group in groups)
     layers = 6.0 * shape.backbone_weights * unique
-    # Two products a visible key forward (logits and values), each with two more in the backward.
+    # Two products per visible key in the forward pass (logits and values), each with two more in the backward pass.
     attention = 6.0 * 2 * shape.layers * shape.hidden * seen
     return layers + attention + (6.0 * shape.hidden * shape.vocabulary * responses if head else 0.0)
 
 
 def _visible_keys(group: TokenGroup) -> int:
-    """Keys that the group's tokens see: each token those before it in its own sequence, and itself."""
+    """Count the keys that the group's tokens see: each token sees itself and those before it in its sequence."""
     prompt = len(group.prompt)
     own = prompt * (prompt + 1) // 2
     return own + sum(len(r) * prompt + len(r) * (len(r) + 1) // 2 for r in group.responses)
 
 
 def needed_operations(name: str, shape: Shape, batches: Sequence[Sequence[TokenGroup]]) -> list[float]:
-    """What a contestant's task needs for each batch, whatever its way of doing it."""
-    head = "reward" not in name  # the two reward models do without the LM head
+    """The operations that a contestant's task needs for each batch, however it computes them."""
+    head = "reward" not in name  # the two reward models don't use the LM head
     return [hybrid_operations(shape, batch, head=head) for batch in batches]
 
 
 def shares_of_peak(result: Mapping[str, Any]) -> dict[str, float]:
-    """For each contestant of a result of `benchmarks.step` the share of the peak that its needed operations make."""
+    """Return each contestant's share of the peak for a result of `benchmarks.step`."""
     return {
         name: statistics.median(o / s for o, s in zip(operations, result["seconds"][name], strict=True))
         / result["matmul_peak"]

@@ -1,4 +1,4 @@
-"""How it is measured: interleaved rounds, medians of ratios, peak memory in a process of its own."""
+"""Measurements: interleaved rounds, medians of ratios, peak memory in a separate process."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def interleaved(
     """Time actions in rounds: every round runs each action once, in an order that rotates.
 
     Args:
-        actions: For each name what to run in each round.
-        clock: `time.perf_counter`, or `time.process_time` where other programs share the processor.
+        actions: What to run in each round, by name.
+        clock: `time.perf_counter`, or `time.process_time` if other programs use the processor.
 
     Returns:
-        For each name its seconds in each round.
+        The seconds in each round, by name.
     """
     names = list(actions)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -50,14 +50,14 @@ def interleaved(
 
 
 def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """The median over rounds of ours / theirs."""
+    """Return the median over rounds of ours / theirs."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
 def peak_rss() -> int:
-    """The most memory that this process has had, in bytes.
+    """Return the peak memory of this process, in bytes.
 
-    Linux passes getrusage's peak on to child processes, so there it is read from the process's own status.
+    On Linux child processes inherit getrusage's peak, so it is read from the process's own status instead.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -67,13 +67,13 @@ def peak_rss() -> int:
 
 
 def peak_memory(arguments: Sequence[str]) -> int:
-    """Run a benchmark's module in a process of its own, whose last line of output is its peak memory in bytes."""
+    """Run a benchmark's module in a separate process, whose last line of output is its peak memory in bytes."""
     done = subprocess.run([sys.executable, "-m", *arguments], check=True, capture_output=True, text=True)
     return int(done.stdout.strip().splitlines()[-1])
 
 
 def environment() -> dict[str, Any]:
-    """The machine and versions that a result is for."""
+    """Return the machine and versions of a result."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "processor": _processor(),
@@ -106,7 +106,7 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
 
 
 def save(out: str | None, result: Mapping[str, Any]) -> None:
-    """Write the result as JSON, where a file is asked for."""
+    """Write the result as JSON if a file is given."""
     if out:
         write_json(Path(out), dict(result))
         print(f"wrote {out}")

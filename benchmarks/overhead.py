@@ -1,9 +1,9 @@
-"""What `hafrm train` spends outside of its steps: reading, tokenizing, packing, logging, evaluation, saving.
+"""Time that `hafrm train` spends outside its steps: reading, tokenizing, packing, logging, evaluation, saving.
 
     python -m benchmarks.overhead --out FILE
 
-Runs a whole training run on real pairs with the wall clock around its parts. The goal: everything but the forward and
-backward passes, the optimizer and the reference's one forward pass takes less than a tenth of the run.
+Measures the wall time of the parts of a training run on real pairs. The goal: everything except the forward and
+backward passes, the optimizer and the reference's forward pass takes less than a tenth of the run.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ PARTS = {
     "logging": ("hafrm.training.trainer.HybridTrainer.log",),
     "saving": ("transformers.Trainer._save_checkpoint", "hafrm.training.run.save_run"),
 }
-"""The functions whose time each part is; a part called within another counts for the outer one."""
+"""The functions of each part; a part called within another counts for the outer one."""
 
 WORK = ("forward and backward", "optimizer", "reference log-probs", "evaluation")
-"""What a run is there for; the rest is overhead. Evaluation is forward passes, reported apart."""
+"""The purpose of a run; the rest is overhead. Evaluation consists of forward passes and is reported separately."""
 
 
 def main() -> None:
@@ -95,7 +95,7 @@ def _run(options: argparse.Namespace) -> tuple[dict[str, float], float]:
 
 @contextlib.contextmanager
 def _clocks() -> Iterator[dict[str, float]]:
-    """Put a clock around every function of `PARTS`, and take it away again."""
+    """Measure the time of every function in `PARTS` during the block."""
     seconds: dict[str, float] = defaultdict(float)
     running: list[str] = []
     undo = []
@@ -131,7 +131,7 @@ def _clocked(
 
 
 def _resolve(name: str) -> tuple[Any, str]:
-    """The module or class that holds a function, and its name there."""
+    """Return the module or class that contains a function, and its name there."""
     import importlib
 
     path = name.split(".")

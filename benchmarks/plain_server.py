@@ -1,9 +1,9 @@
-"""The reward server that one writes in a quarter of an hour: a request, a forward pass, an answer. To compare with.
+"""A minimal reward server, for comparison: a request, a forward pass, an answer. To compare with.
 
     python -m benchmarks.plain_server MODEL
 
-It takes hafrm's own protocol on a free port of loopback, says where, and scores each request by itself, one at a time,
-with the scorer that `hafrm serve` uses. It has no limits, no queue and no metrics.
+It serves hafrm's own protocol on a free port of loopback, prints its address, and scores requests one at a time with
+the scorer that `hafrm serve` uses. It has no limits, no queue and no metrics.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("model", help="what `hafrm serve` takes")
     options = parser.parse_args()
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as `hafrm serve` has it
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as in `hafrm serve`
     app = build(load_scorer(options.model))
     print(f"plain at http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
     uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listener])

@@ -1,9 +1,9 @@
-"""What one hybrid step spends its time on, operator by operator.
+"""Where one hybrid step spends its time, by kind of operator.
 
     python -m benchmarks.profile --out FILE
 
-PyTorch's profiler gives each operator's own time, without what it calls. Operators are put together by what they are
-for; products with a side as wide as the vocabulary are the LM head's.
+PyTorch's profiler gives each operator's own time, without that of operators it calls. Operators are grouped by purpose;
+products with a side as wide as the vocabulary are the LM head's.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ KINDS = {
         *("aten::copy_", "aten::cat", "aten::fill_", "aten::zero_", "aten::index", "aten::index_select"),
     ),
 }
-"""Names of operators; what has none of these is `other`."""
+"""Names of operators by kind; all others are `other`."""
 
 HEAD = "products of the LM head"
 
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def _measure(options: argparse.Namespace) -> dict[str, float]:
-    """Seconds of one step by kind of operator, the mean over the rounds, the largest first."""
+    """Return the seconds of one step by kind of operator: means over the rounds, the largest first."""
     shape = SHAPES[options.shape]
     batches = draw_batches(real_groups(options.data), pairs=options.pairs, batches=options.rounds)
     step = build(options.contestant, shape)

@@ -1,10 +1,10 @@
-"""How a hybrid step's cost grows with the size of what it is given.
+"""How a hybrid step's cost grows with the size of its input.
 
     python -m benchmarks.scaling --out FILE --plot FILE.svg
 
-One quantity at a time is doubled while the others stand still; `slopes` are those of straight lines through the logs of
-size and seconds: 1 is proportional, 0 is free. A prompt shared by more responses, or a larger share of a pair that is
-prompt, should cost less than proportionally more: the prompt is encoded once.
+One quantity at a time is doubled while the others are fixed; `slopes` are those of straight lines through the logs of
+size and seconds: 1 is proportional, 0 is free. If more responses share a prompt, or the prompt is a larger part of a
+pair, the cost should grow less than proportionally, because the prompt is encoded once.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _step(step: Callable[[Sequence[TokenGroup]], Tensor], groups: list[TokenGrou
 
 
 def _scoring(shape: Shape, numbers: Sequence[int]) -> list[Point]:
-    """Rewards of N responses to each of four prompts: what best-of-N costs."""
+    """Compute rewards of N responses to each of four prompts: the cost of best-of-N."""
     causal_lm = new_causal_lm(shape).eval()
     head = new_reward_head(causal_lm.config.hidden_size, init="normal", seed=0, dtype=torch.float32)
     model = HybridModel(causal_lm, head)

@@ -1,26 +1,27 @@
-"""Loads on the reward server: answers right, latency, throughput, memory, beside servers without its batches.
+"""Loads on the reward server: correctness, latency, throughput and memory, compared with servers without batches.
 
     python -m benchmarks.serving small --clients 200 --seconds 60 --out FILE
 
-The server runs in a process of its own on loopback; the clients share this one, so on few cores they slow it down. Each
-client sends one conversation after another, drawn from a fixed pool whose rewards a scorer in this process gave before.
-An answer with another conversation's reward is `crossed`, any other number `wrong`, none at all `lost`. Four loads:
+The server runs in a separate process on loopback; all clients run in this process, so with few cores they slow it down.
+Each client sends one conversation after another, drawn from a fixed pool whose rewards were computed in this process
+before. An answer with another conversation's reward is `crossed`, one with any other number `wrong`, and a missing one
+`lost`. Four loads:
 
 - `batches`: `hafrm serve` as it is;
 - `one request a forward pass`: the same server with `--batch_requests false`;
 - `plain server`: `benchmarks.plain_server`, which is FastAPI around a scorer;
-- `overload`: ten times the clients on a server that takes only `--clients` requests: the rest are refused, and try
-  again when the answer says.
+- `overload`: ten times the clients on a server that takes only `--clients` requests: the rest are refused, and retry
+when the answer says.
 
     python -m benchmarks.serving small --clients 64 --responses 8 --seconds 30 --pool 1024 --out FILE
 
-With `--responses N` the clients ask as GRPO's trainers do: all at once, N responses to each prompt, each response in
-its own request, and again once all are answered. Prompts are longer then (100 words on average; responses 31). Loads:
-`batches`; `batches, wait 5 ms`, with `--batch_wait 0.005`; `batches, prompts differ`, where prompts begin with another
-number for each response, so that they can't be shared; and the two other servers.
+With `--responses N` the clients send requests as GRPO trainers do: all at once, N responses to each prompt, each
+response in its own request, and the next ones once all are answered. Prompts are then longer (100 words on average;
+responses 31). Loads: `batches`; `batches, wait 5 ms`, with `--batch_wait 0.005`; `batches, prompts differ`, where
+prompts begin with another number for each response, so that they can't be shared; and the two other servers.
 
-The server's memory is looked at every second. `growth` is the mean of the load's last third less that of its middle
-third: what a leak would show, while buffers that fill once do not.
+The server's memory is measured every second. `growth` is the mean memory in the load's last third minus that in its
+middle third: a leak shows up there, but buffers that fill once do not.
 """
 
 from __future__ import annotations
@@ -51,21 +52,21 @@ from hafrm.pairs import Conversation
 WORDS = "the a dog cat runs sees likes big small red house tree and then says yes no why how day".split()
 TOLERANCE = 1e-4
 PATIENCE = 30.0  # seconds for one answer
-PAUSE = 1.0  # seconds until a refused client tries again, where the answer does not say
+PAUSE = 1.0  # seconds until a refused client retries, if the answer does not say
 
 
 @dataclass
 class Tally:
-    """What the clients of one load met."""
+    """Results of the clients of one load."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
     memory: list[int] = field(default_factory=list)
-    """The server's, at each second."""
+    """Memory of the server, each second."""
     elapsed: float = 0.0
 
     def percentile(self, share: float) -> float:
-        """Milliseconds within which this share of the answers came."""
+        """Return the milliseconds within which this share of the answers arrived."""
         ordered = sorted(self.seconds) or [0.0]
         return 1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
@@ -124,12 +125,12 @@ _APART = "batches, prompts differ"
 
 
 def serve_command(model: str, *more: str) -> list[str]:
-    """The command of a server on a free port."""
+    """Return the command of a server on a free port."""
     return [sys.executable, "-m", "hafrm", "serve", model, "--port", "0", *more]
 
 
 def make_pool(size: int, responses: int = 1, *, apart: bool = False) -> list[Conversation]:
-    """Conversations of mixed lengths, all different, always the same ones.
+    """Create conversations of mixed lengths, all different, always the same ones.
 
     Args:
         size: Their number.
@@ -156,7 +157,7 @@ def run_load(
     *,
     steps: bool = False,
 ) -> dict[str, Any]:
-    """Start a server, put one load on it, and tell what came of it; memory is in bytes, latencies in milliseconds."""
+    """Start a server, put one load on it, and return the results: memory in bytes, latencies in milliseconds."""
     with server(command) as (address, process):
         asyncio.run(_load(address, process, pool, 1, 1.0))  # a warm-up
         tally = asyncio.run(_load(address, process, pool, clients, seconds, steps=steps))
@@ -174,14 +175,14 @@ def run_load(
 
 
 def growth(memory: Sequence[int]) -> float:
-    """By how much the mean of the last third is over that of the middle third."""
+    """Return the mean of the last third minus that of the middle third."""
     third = max(1, len(memory) // 3)
     return statistics.fmean(memory[-third:]) - statistics.fmean(memory[-2 * third : -third] or memory)
 
 
 @contextmanager
 def server(command: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """A server of its own process, on a port of loopback that it says: its address and process id."""
+    """Start a server in a separate process on a loopback port that it prints; return its address and process id."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -206,7 +207,7 @@ async def _load(
     *,
     steps: bool = False,
 ) -> Tally:
-    """Let clients ask, each over a connection of its own: a pool that all share would be what is measured."""
+    """Run clients, each with its own connection: otherwise a shared pool would limit the measurement."""
     tally = Tally()
     async with AsyncExitStack() as stack:
         ready = [await stack.enter_async_context(_client(address)) for _ in range(clients)]  # before the clock starts
@@ -228,7 +229,7 @@ def _client(address: str) -> httpx.AsyncClient:
 
 
 async def _watch(process: int, memory: list[int]) -> None:
-    """Look at the server's memory now and every second."""
+    """Measure the server's memory now and every second."""
     while True:
         memory.append(_resident(process))
         await asyncio.sleep(1.0)
@@ -241,7 +242,7 @@ async def _ask(
     end: float,
     tally: Tally,
 ) -> None:
-    """Ask again and again, for conversations drawn from the pool."""
+    """Send requests repeatedly, for conversations drawn from the pool."""
     while time.perf_counter() < end:
         await asyncio.sleep(await _once(client, drawn.choice(pool), pool, tally))
 
@@ -249,7 +250,7 @@ async def _ask(
 async def _steps(
     clients: Sequence[httpx.AsyncClient], pool: Sequence[tuple[Conversation, float]], end: float, tally: Tally
 ) -> None:
-    """Ask as a trainer does: all clients at once for the next conversations, again once all are answered."""
+    """Send requests as a trainer does: all clients at once, the next ones once all are answered."""
     waiting = itertools.cycle(pool)
     while time.perf_counter() < end:
         await asyncio.gather(*(_once(client, next(waiting), pool, tally) for client in clients))
@@ -261,7 +262,7 @@ async def _once(
     pool: Sequence[tuple[Conversation, float]],
     tally: Tally,
 ) -> float:
-    """Ask for one reward and count what came of it; returns the seconds to wait before the next request."""
+    """Request one reward and count the result; return the seconds to wait before the next request."""
     conversation, expected = asked
     body = {
         "prompt": [turn.as_dict() for turn in conversation.prompt.turns],
@@ -282,7 +283,7 @@ async def _once(
 
 
 def judge(answer: httpx.Response, expected: float, pool: Sequence[tuple[Conversation, float]]) -> str:
-    """What an answer is: right, wrong, crossed, lost or refused."""
+    """Classify an answer: right, wrong, crossed, lost or refused."""
     if answer.status_code in (429, 503):
         return "refused"
     if answer.status_code != 200:
@@ -296,7 +297,7 @@ def judge(answer: httpx.Response, expected: float, pool: Sequence[tuple[Conversa
 
 
 def _resident(process: int) -> int:
-    """The memory that a process has now, in bytes; 0 where the system does not tell."""
+    """Return the current memory of a process, in bytes; 0 if the system does not report it."""
     status = Path(f"/proc/{process}/status")
     found = re.search(r"VmRSS:\s+(\d+) kB", status.read_text()) if status.exists() else None
     return int(found[1]) * 1024 if found else 0

@@ -1,4 +1,4 @@
-"""One training step, forward and backward: hafrm's against TRL's and against the padded hybrid.
+"""One training step, forward and backward: hafrm's compared with TRL's and with the padded hybrid.
 
     python -m benchmarks.step --out FILE
 
@@ -79,7 +79,7 @@ def _run_once(options: argparse.Namespace) -> None:
 
 
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
-    # First, as long as this process is small: the largest contestants fill a machine between two of them.
+    # Measured first, while this process is small: two of the largest contestants together fill the machine.
     names = [] if options.no_memory else options.only
     memory = {name: peak_memory([*_again(options), "--memory", name]) for name in names}
     shape = SHAPES[options.shape]
@@ -126,7 +126,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _again(options: argparse.Namespace) -> list[str]:
-    """This command for one contestant's memory."""
+    """Return this command for one contestant's memory."""
     names = ("shape", "data", "pairs", "threads")
     words = [word for name in names for word in (f"--{name}", str(getattr(options, name)))]
     return ["benchmarks.step", *words, *(["--stock-malloc"] if options.stock_malloc else [])]

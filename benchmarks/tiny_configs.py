@@ -1,7 +1,7 @@
 """Configs of a few thousand parameters for every causal LM of transformers, by rules over the names of their fields.
 
-What a rule makes of an architecture can be inconsistent; `EXCEPTIONS` sets those few fields by hand. A field is only
-set where the architecture's config has it.
+The rules can give an inconsistent config for an architecture; `EXCEPTIONS` sets those few fields by hand. A field is
+only set where the architecture's config has it.
 """
 
 from __future__ import annotations
@@ -103,11 +103,11 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "zamba2": {"layer_types": ["linear_attention", "hybrid"], "attention_head_dim": 16, "attention_hidden_size": 64},
     "zaya": {"num_experts_per_tok": 1},
 }
-"""Fields by architecture, where the rules make no whole."""
+"""Fields by architecture, for configs that the rules alone don't make valid."""
 
 
 def small_values(defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a config that the rules set, those of the configs within too."""
+    """Return the fields of a config that the rules set, including those of nested configs."""
     values: dict[str, Any] = {}
     for name, value in defaults.items():
         if name in TOKENS:
@@ -135,7 +135,7 @@ def tiny_config(name: str) -> PreTrainedConfig:
 
 
 def tiny_model(name: str, *, seed: int = 0) -> PreTrainedModel:
-    """A small random causal LM of an architecture, with weights of a size that makes texts differ."""
+    """Create a small random causal LM of an architecture, with weights large enough to distinguish texts."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(tiny_config(name), dtype=torch.float32)
     with torch.no_grad():

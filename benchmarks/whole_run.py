@@ -1,14 +1,14 @@
-"""What a user waits for: whole trainings from the shell's prompt to the saved model, by hafrm and by TRL.
+"""What users wait for: whole trainings, from starting the command to the saved model, by hafrm and by TRL.
 
     python -m benchmarks.whole_run --model FOLDER --data pku_safe --pairs 192 --steps 10 --out FILE
 
-Each contestant is a process of its own, started in turn with the others, round by round; its time includes Python's
+Each contestant is a separate process, started in turn with the others, round by round; its time includes Python's
 start, imports, reading and tokenizing, the reference policy, training and saving. All get the same pairs (those within
-the limit of tokens), steps, batch size, learning rate and precision. TRL's trainers run without gradient checkpointing,
-which would slow them down, DPO with precomputed reference log-probs; in
-`grouped` runs, batches have pairs of similar length.
-The accuracy on the test pairs is measured by `hafrm evaluate` for every reward model. Runs that FILE already has, of
-the same settings, stay in it: with `--only`, contestants can be measured one by one, as the machine is idle.
+the limit of tokens), steps, batch size, learning rate, `--precision` and, as seed, the round's number. TRL's trainers
+run without gradient checkpointing, which would slow them down, DPO with precomputed reference log-probs; in `grouped`
+runs, batches have pairs of similar length. The accuracy on the test pairs, a mean over rounds, is measured by
+`hafrm evaluate` for every reward model. Runs with the same settings that FILE already has stay in it, so with `--only`
+contestants can be measured one by one, whenever the machine is idle.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from benchmarks.measure import environment, median_ratio, print_table, save
@@ -44,7 +44,7 @@ RATIOS = {
 
 
 def main() -> None:
-    """Measure, print, save; or run one of TRL's trainers, as this module does in processes of their own."""
+    """Measure, print, save; or run one of TRL's trainers, which this module does in separate processes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of a causal language model")
     parser.add_argument("--data", default="pku_safe", help="a set of ../shared/data")
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--learning_rate", type=float, default=2e-5)
     parser.add_argument("--max_length", type=int, default=512)
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of products")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--only", nargs="*", default=[*OURS, *THEIRS])
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("--out", help="a file for the JSON")
     parser.add_argument("--trl", choices=THEIRS, help=argparse.SUPPRESS)
     parser.add_argument("--place", help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.trl:
         _train_with_trl(options)
@@ -73,16 +75,18 @@ def _measure(options: argparse.Namespace) -> None:
         _write_pairs(options, folder)
         seconds: dict[str, list[float]] = {name: [] for name in options.only}
         memory: dict[str, list[float]] = {name: [] for name in options.only}
+        accuracies: dict[str, list[float]] = {name: [] for name in options.only}
         for number in range(options.rounds):
             shift = number % len(options.only)
             for name in options.only[shift:] + options.only[:shift]:
                 out = folder / name.replace(" ", "-")
                 shutil.rmtree(out, ignore_errors=True)
                 shutil.rmtree(folder / "cache", ignore_errors=True)
-                taken, peak = _run(_command(name, options, folder, out), folder, options.threads)
+                taken, peak = _run(_command(name, options, folder, out, number), folder, options.threads)
                 seconds[name].append(taken)
                 memory[name].append(peak)
-        accuracies = _accuracies(options, folder) if options.test_pairs else {}
+                if options.test_pairs and "dpo" not in name:
+                    accuracies[name].append(_accuracy(out, folder))
     _report(options, seconds, memory, accuracies)
 
 
@@ -100,12 +104,14 @@ def _write_pairs(options: argparse.Namespace, folder: Path) -> None:
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _command(name: str, options: argparse.Namespace, folder: Path, out: Path) -> list[str]:
+def _command(name: str, options: argparse.Namespace, folder: Path, out: Path, seed: int) -> list[str]:
     if name in OURS:
         training = {
             "max_steps": options.steps,
             "per_device_train_batch_size": options.batch,
             "learning_rate": options.learning_rate,
+            "seed": seed,
+            "bf16": str(options.precision == "bfloat16").lower(),
             "report_to": "[]",
             "use_cpu": "true",
             "save_strategy": "no",
@@ -116,9 +122,10 @@ def _command(name: str, options: argparse.Namespace, folder: Path, out: Path) ->
             *(f"--training.{key}={value}" for key, value in training.items()),
             f"--data_options.max_length={options.max_length}",
         ]
-    given = ("model", "steps", "batch", "learning_rate", "max_length")
+    given = ("model", "steps", "batch", "learning_rate", "max_length", "precision")
     arguments = [f"--{key}={getattr(options, key)}" for key in given]
-    return [sys.executable, "-m", "benchmarks.whole_run", "--trl", name, "--place", str(out), *arguments]
+    command = [sys.executable, "-m", "benchmarks.whole_run", "--trl", name, "--place", str(out)]
+    return [*command, f"--seed={seed}", *arguments]
 
 
 def _run(command: list[str], folder: Path, threads: int) -> tuple[float, float]:
@@ -146,9 +153,11 @@ def _train_with_trl(options: argparse.Namespace) -> None:
         "max_steps": options.steps,
         "per_device_train_batch_size": options.batch,
         "learning_rate": options.learning_rate,
+        "adam_epsilon": 1e-5,  # as in `hafrm train`
+        "seed": options.seed,
         "max_length": options.max_length,
         "gradient_checkpointing": False,
-        "bf16": False,
+        "bf16": options.precision == "bfloat16",
         "use_cpu": True,
         "report_to": [],
         "save_strategy": "no",
@@ -183,32 +192,35 @@ def _by_length(data: Any, batch: int) -> list[int]:
     return [row for each in batches for row in each]
 
 
-def _accuracies(options: argparse.Namespace, folder: Path) -> dict[str, float]:
+def _accuracy(model: Path, folder: Path) -> float:
+    """Return a reward model's accuracy on the test pairs."""
     from hafrm.evaluation.options import EvaluateConfig
     from hafrm.evaluation.run import evaluate
 
-    found = {}
-    for name in options.only:
-        if "dpo" not in name:
-            model, out = str(folder / name.replace(" ", "-")), str(folder / "evaluated" / name.replace(" ", "-"))
-            results = evaluate(
-                EvaluateConfig(models=[model], data=[str(folder / "test.jsonl")], out=out, token_log_ratios=0)
-            )
-            (cell,) = results.cells.values()
-            found[name] = cell.measured.accuracy if cell.measured else float("nan")
-    return found
+    out = str(folder / "evaluated")
+    shutil.rmtree(out, ignore_errors=True)
+    results = evaluate(
+        EvaluateConfig(models=[str(model)], data=[str(folder / "test.jsonl")], out=out, token_log_ratios=0)
+    )
+    (cell,) = results.cells.values()
+    return cell.measured.accuracy if cell.measured else float("nan")
 
 
 def _report(
     options: argparse.Namespace,
     seconds: Mapping[str, list[float]],
     memory: Mapping[str, list[float]],
-    accuracies: Mapping[str, float],
+    accuracies: Mapping[str, list[float]],
 ) -> None:
-    described = ("data", "pairs", "steps", "batch", "learning_rate", "max_length", "threads", "test_pairs")
+    described = ("data", "pairs", "steps", "batch", "learning_rate", "max_length", "precision", "threads", "test_pairs")
     settings = {"model": Path(options.model).name, **{name: getattr(options, name) for name in described}}
     runs = _earlier_runs(options.out, settings) | {
-        name: {"seconds": taken, "memory": memory[name], "accuracy": accuracies.get(name)}
+        name: {
+            "seconds": taken,
+            "memory": memory[name],
+            "accuracies": accuracies[name],
+            "accuracy": fmean(accuracies[name]) if accuracies[name] else None,
+        }
         for name, taken in seconds.items()
     }
     rows = [

@@ -1,4 +1,4 @@
-"""What is computed: shapes of models, and batches with the lengths of real preference pairs.
+"""Workloads: shapes of models, and batches with the lengths of real preference pairs.
 
 Token ids are those of a byte-level BPE trained on English text (`../shared/text`, 32,000 tokens, made once and cached),
 so that lengths are those of a real tokenizer. Weights are random: a step costs the same whatever they are.
@@ -71,7 +71,7 @@ SHAPES = {
     "smollm2-135m": Shape(hidden=576, layers=30, vocabulary=49_152, heads=9),
     "gemma-3-270m": Shape(hidden=640, layers=18, vocabulary=262_144, heads=4),
 }
-"""`small` is the one that the figures of docs/results are for; `tiny` is for trying a benchmark out."""
+"""`small` is used for the figures in docs/results; `tiny` is for trying out a benchmark."""
 
 
 def new_causal_lm(shape: Shape, *, seed: int = 0) -> LlamaForCausalLM:
@@ -117,7 +117,7 @@ def model_folder(name: str) -> Iterator[str]:
 
 
 def real_tokenizer() -> Any:
-    """The BPE, trained where the cache has none (half a minute)."""
+    """Return the BPE tokenizer, which is trained if the cache has none (half a minute)."""
     folder = cache_folder("benchmarks") / f"bpe-{VOCABULARY}"
     if not folder.exists():
         tokenizer = Tokenizer(models.BPE())
@@ -148,7 +148,7 @@ def _texts() -> Iterator[str]:
 
 
 def real_groups(data: str, *, max_length: int = 512) -> list[TokenGroup]:
-    """The training pairs of a set of `../shared/data`, encoded as `hafrm train` does."""
+    """Return the training pairs of a set of `../shared/data`, encoded as `hafrm train` does."""
     path = SHARED / "data" / f"{data}-train.jsonl.gz"
     options = DataOptions(max_length=max_length)
     encoder = ConversationEncoder(real_tokenizer(), max_length, options.overlong)
@@ -164,8 +164,8 @@ def draw_batches(
         groups: All pairs.
         pairs: Pairs a batch.
         batches: How many.
-        grouped: Draw each batch from pairs of like length, as length grouping does: a batch is a run of neighbours in
-            the order of the longer sequence. Over all batches the lengths are those of the data either way.
+        grouped: Draw each batch from pairs of similar length, as length grouping does: a batch is a run of neighbours,
+        sorted by the longer sequence. Over all batches the lengths are those of the data in either case.
     """
     generator = random.Random(0)
     if not grouped:

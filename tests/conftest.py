@@ -1,4 +1,4 @@
-"""What every test runs under: no network, caches in a temporary folder."""
+"""Settings for all tests: no network, caches in a temporary folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["OMP_NUM_THREADS"] = "1"  # tiny models: threads cost more than they bring
+os.environ["OMP_NUM_THREADS"] = "1"  # for tiny models threads cost more than they save
 
 from collections.abc import Iterator
 from itertools import count
@@ -21,7 +21,7 @@ settings.load_profile("unhurried")
 
 
 TOGETHER = ("tests/faults/test_", "tests/report/test_browser")
-"""Beginnings of paths of files that one worker runs, as they share processes that take seconds to start."""
+"""Prefixes of paths of test files that run in one worker, because they share processes that start slowly."""
 
 _number = count()
 
@@ -41,26 +41,26 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_finish() -> None:
-    """Leave what was imported out of garbage collections: transformers collects before every training."""
+    """Exclude imported objects from garbage collection: transformers collects before every training."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep what a test caches out of the user's folder."""
+    """Keep test caches out of the user's folder."""
     monkeypatch.setenv("HAFRM_CACHE", str(tmp_path_factory.getbasetemp() / f"cache-{next(_number)}"))
 
 
 @pytest.fixture(autouse=True)
 def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave files in the disk's cache: no test cuts the power."""
+    """Don't flush files to disk: no test cuts the power."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def float32_by_default() -> Iterator[None]:
-    """Train in float32 on every machine, also where bfloat16 would be measured to be faster."""
+    """Train in float32 on every machine, even if bfloat16 is measured to be faster."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hafrm.numerics.bfloat16_speedup", lambda: 1.0)
         yield

@@ -1,10 +1,10 @@
-"""What every command writes on tiny models, as hashes: a change that should change nothing leaves them equal.
+"""Hash what every command writes on tiny models; a change that should not alter behaviour leaves the hashes equal.
 
     python -m tests.goldens record /tmp/before.json     # before the change
     python -m tests.goldens compare /tmp/before.json    # after it, on the same machine
 
 Hashes of weights and rewards hold for one machine and one set of libraries, so no record is kept in the repository. The
-files themselves remain in the folder that is named at the end, to look at where hashes differ.
+files themselves remain in the folder that is printed at the end, for inspection if hashes differ.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ COMMAND_LINES: dict[str, list[str]] = {
 
 
 def made() -> dict[str, str]:
-    """Run everything; hashes by command and file."""
+    """Run everything; return hashes by command and file."""
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir()
     (FOLDER / "made" / "score").mkdir(parents=True)
@@ -131,7 +131,7 @@ def _digest(content: Any) -> str:
 if __name__ == "__main__":
     _, action, path = sys.argv
     now = made()
-    if action == "record":  # twice: what differs between two runs, as times do, is no golden
+    if action == "record":  # twice, to exclude what differs between two runs, such as times
         again = made()
         now = {name: digest for name, digest in now.items() if again.get(name) == digest}
         Path(path).write_text(json.dumps(now, indent=1))

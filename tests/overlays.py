@@ -1,4 +1,4 @@
-"""Packages of other programs, in folders that only a test's subprocess sees."""
+"""Packages of other programs, in folders that only the subprocess of a test uses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def overlay(folder: Path, *requirements: str, with_dependencies: bool = False) -
 
 
 def told(script: str, *args: object, path: Path) -> Any:
-    """The JSON in the last line that a script prints with the packages in a folder before those installed."""
+    """Run a script with the packages in a folder before the installed ones; return the JSON in its last line."""
     found = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script, *map(str, args)],
         env=os.environ | {"PYTHONPATH": str(path)},

@@ -1,4 +1,4 @@
-"""Where tests find files: fixtures in this repository, and real data beside it where there is some."""
+"""Paths of test files: fixtures in this repository, and real data next to it, if present."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHARED = TESTS.parent.parent / "shared"
 
 
 def shared_data(name: str, split: str) -> Path:
-    """The file of a real preference set; skips the test where the sets are not there."""
+    """Return the file of a real preference set; skip the test if it is missing."""
     path = SHARED / "data" / f"{name}-{split}.jsonl.gz"
     if not path.exists():
         pytest.skip(f"needs the real preference data: no ../shared/data/{path.name}")
@@ -21,7 +21,7 @@ def shared_data(name: str, split: str) -> Path:
 
 
 def shared_model(name: str) -> Path:
-    """The folder of a real pretrained model; skips the test where there is none."""
+    """Return the folder of a real pretrained model; skip the test if it is missing."""
     path = SHARED / "models" / name
     if not path.exists():
         pytest.skip(f"needs a real pretrained model: no ../shared/models/{name}")

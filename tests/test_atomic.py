@@ -1,4 +1,4 @@
-"""Whole files or none."""
+"""Files are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
 
 
 def strict(content: str | bytes) -> Any:
-    """What a reader of standard JSON makes of a text: there is neither NaN nor infinity."""
+    """Parse standard JSON, which has neither NaN nor infinity."""
 
     def refuse(name: str) -> Any:
         raise AssertionError(f"{name} is not JSON")
@@ -61,7 +61,7 @@ ODD = {"a": math.nan, "b": [1.5, (-math.inf, {"c": np.float64("inf")})], "d": Tr
 
 
 def test_json_has_nulls_where_numbers_are_not_finite(tmp_path: Path) -> None:
-    """Wherever they are, in files, lines and pages; all else is as it was."""
+    """Non-finite numbers become null in files, lines and pages; all else is unchanged."""
     plain = {"a": None, "b": [1.5, [None, {"c": None}]], "d": True, "e": "NaN", "f": 10**400}
     atomic.write_json(tmp_path / "x.json", ODD)
     assert strict((tmp_path / "x.json").read_text()) == plain
@@ -127,7 +127,7 @@ def test_lines_hold_what_json_has_no_form_for() -> None:
 
 @pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
 def test_what_a_killed_writer_left_goes(folder: bool, tmp_path: Path) -> None:
-    """And not what another one is still writing, nor what has only a similar name."""
+    """Files that another process is still writing, or with merely similar names, are kept."""
     path = tmp_path / "out"
     new = atomic.new_folder if folder else atomic.new_file
     (tmp_path / ".out.swp").write_text("an editor's")
@@ -144,7 +144,7 @@ def test_what_a_killed_writer_left_goes(folder: bool, tmp_path: Path) -> None:
 
 
 def test_new_files_come_whole_among_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One by one, and the one that vouches for the others last."""
+    """Files are moved one by one, the one that marks them as complete last."""
     folder, order = tmp_path / "run", []
     folder.mkdir()
     (folder / "kept").write_text("kept")

@@ -172,7 +172,7 @@ def test_equal_prompts_are_tokenized_once() -> None:
     groups = encoder.encode_many((user("Hello"), [answer("Yes."), answer(f"No, {i}.")]) for i in range(5))
     assert len(groups) == 5
     assert tokenizer.tokenized == 1 + 1 + 5
-    # One call a text would take a minute for 10,000 pairs. The third shows what the template writes around texts.
+    # One call per text would take a minute for 10,000 pairs. The third shows what the template writes around texts.
     assert (tokenizer.calls, tokenizer.texts) == (3, 1 + 1 + 5 + 1)
 
 
@@ -199,7 +199,7 @@ groups = st.tuples(text.map(user), st.lists(text.map(answer), min_size=1, max_si
 
 
 def by_the_book(tokenizer: Any, limit: int, prompt: Any, responses: Any) -> TokenGroup | str:
-    """The rule again, one stock call a text and one token at a time."""
+    """Reimplement the rule with one stock call per text and one token at a time."""
     opening = stock_ids(tokenizer, prompt, opening=True)
     whole = [stock_ids(tokenizer, prompt, response) for response in responses]
     shared = 0

@@ -1,4 +1,4 @@
-"""Foresight: a head's gradient computed in the forward pass, because the loss said what it will do."""
+"""Foresight: a head's gradient is computed in the forward pass, because the loss announced its gradient."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.training.test_trainer import first_batch, trainer
 
 
 def dpo_like(reference: Tensor):
-    """A loss of pairs with an awkward derivative, and what it tells beforehand."""
+    """A loss of pairs with an awkward derivative, and its prediction."""
 
     def loss(log_probs: Tensor, first: int = 0) -> Tensor:
         ratio = log_probs - reference[first : first + len(log_probs)].to(log_probs)
@@ -40,7 +40,7 @@ LENGTHS = (3, 5, 1, 2, 9, 4, 2, 2)
 @pytest.mark.parametrize("rows", [1, 4, 10, 100])
 @pytest.mark.parametrize("factor", [1.0, 0.2, -3.0, 0.0])
 def test_foresight_changes_no_gradient(with_bias: bool, transform: LogitTransform, rows: int, factor: float) -> None:
-    """Told what the loss will do, up to a factor, gradients are those of the ordinary backward."""
+    """With a prediction that is right up to a factor, gradients are those of the ordinary backward pass."""
     torch.manual_seed(0)
     tokens, hidden, vocabulary = sum(LENGTHS), 6, 11
     reference = torch.randn(len(LENGTHS), dtype=torch.float64)
@@ -72,7 +72,7 @@ def test_foresight_changes_no_gradient(with_bias: bool, transform: LogitTransfor
 
 
 def test_a_wrong_word_changes_no_gradient() -> None:
-    """Where another gradient comes than was foretold, the head's gradient is computed from what came."""
+    """If the actual gradient differs from the prediction, the head's gradient is computed from the actual one."""
     torch.manual_seed(0)
     states = torch.randn(8, 6, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(11, 6, dtype=torch.float64, requires_grad=True)
@@ -88,7 +88,7 @@ def test_a_wrong_word_changes_no_gradient() -> None:
 
 
 def test_foresight_spares_the_second_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the right word the backward makes no logits; with none it does."""
+    """With a correct prediction the backward pass computes no logits; without one it does."""
     calls = []
     original = logprobs._Head.log_softmax
     monkeypatch.setattr(logprobs._Head, "log_softmax", lambda self, s: calls.append(len(s)) or original(self, s))
@@ -116,7 +116,7 @@ def test_foresight_of_other_lengths_is_refused() -> None:
 
 @pytest.mark.parametrize("kind", sorted(POLICY_LOSSES))
 def test_the_objective_tells_the_truth(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every policy loss whose pairs do not depend on each other spares the backward its logits."""
+    """Every policy loss with independent pairs avoids computing logits in the backward pass."""
     made = []
     original = logprobs._head_gradients
     monkeypatch.setattr(logprobs, "_head_gradients", lambda *a: made.append(1) or original(*a))

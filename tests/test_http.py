@@ -51,7 +51,7 @@ def bomb(peer: socket.socket, stop: threading.Event) -> None:
 
 
 class Socket:
-    """Behaves as told towards whoever connects, and keeps what they send."""
+    """A server that behaves as scripted and records what clients send."""
 
     def __init__(self, behave: Behave) -> None:
         self.behave, self.stop, self.requests = behave, threading.Event(), list[bytes]()

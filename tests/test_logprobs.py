@@ -22,7 +22,7 @@ def draw(*size: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tenso
 
 
 def inputs(*, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
-    """States, weight and bias that all want gradients."""
+    """Create states, weight and bias that all require gradients."""
     values = draw(T, H, dtype=dtype, seed=1), draw(V, H, dtype=dtype, seed=2), draw(V, dtype=dtype, seed=3)
     return tuple(value.requires_grad_() for value in values)
 
@@ -266,7 +266,7 @@ def test_no_second_derivative():
         grad.sum().backward()
 
 
-# Stock models' ways from products to logits
+# How stock models compute logits from products
 
 
 @pytest.mark.parametrize(

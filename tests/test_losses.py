@@ -1,4 +1,4 @@
-"""Losses against scipy, hand-worked values, and the properties that their definitions promise."""
+"""Losses, compared with scipy, hand-worked values, and properties of their definitions."""
 
 import dataclasses
 import math
@@ -35,7 +35,7 @@ from hafrm.losses import (
     uses_reference,
 )
 
-# What each prior says: the log-probability that the chosen response wins by z.
+# For each prior, the log-probability that a response with a lead of z wins.
 LOG_PROBABILITY = {
     "bradley_terry": special.log_expit,
     "hinge": lambda z: -np.maximum(0, 1 - z),  # no probability, but the same place in the sum
@@ -306,7 +306,7 @@ def test_an_empty_response_counts_as_one_token():
     assert sft_loss(pairs).tolist() == [0.0, 0.0, 0.0]
 
 
-# What all losses promise
+# Properties of all losses
 
 
 @each_reward_loss

@@ -1,4 +1,4 @@
-"""Plackett-Luce against its closed form, which is written out here stage by stage."""
+"""Plackett-Luce, compared with its closed form, written out stage by stage."""
 
 from __future__ import annotations
 

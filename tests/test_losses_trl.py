@@ -1,4 +1,4 @@
-"""Losses against TRL's own code: its trainers' loss methods run here on made-up model outputs."""
+"""Losses, compared with TRL's own code: its trainers' loss methods run on made-up model outputs."""
 
 import os
 from collections import defaultdict

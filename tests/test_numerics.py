@@ -1,4 +1,4 @@
-"""What a run changes about the process is as it was afterwards, and changes no result."""
+"""A run's changes to the process are undone afterwards, and change no result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_subnormals_are_zero_within_and_numbers_after() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="finds OpenMP's runtime in /proc")
 @pytest.mark.parametrize("within", [2, 1, 4], ids=["as before", "fewer", "more"])
 def test_threads_that_work_within_flush_and_no_others(within: int) -> None:
-    """A worker does its part of a parallel operation: one that began before, and those that begin within."""
+    """A worker does its part of a parallel operation, whether it started before or within the context."""
     threads = torch.get_num_threads()
     numbers = torch.full((2**20,), 1e-39)
     try:
@@ -76,3 +76,27 @@ def test_results_are_the_same() -> None:
     before = x @ x
     with freed_memory_kept():
         assert torch.equal(x @ x, before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the heap's size from glibc")
+def test_products_of_ever_new_shapes_in_bfloat16_take_no_memory() -> None:
+    """A packed row rarely has the length of an earlier one, and PyTorch would keep code for each length."""
+    code = """
+import ctypes, hafrm, torch
+
+class Heap(ctypes.Structure):
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+
+mallinfo = ctypes.CDLL(None).mallinfo2
+mallinfo.restype = Heap
+weight = torch.ones(96, 64, dtype=torch.bfloat16)
+used = []
+for lengths in (range(300, 340), range(340, 540)):
+    for length in lengths:
+        torch.ones(length, 64, dtype=torch.bfloat16) @ weight.t()
+    used.append(mallinfo().uordblks)
+print(used[1] - used[0])
+"""
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert int(found.stdout) < 10 * 2**20

@@ -1,4 +1,4 @@
-"""Layouts: where tokens, positions and gathers lie; how groups are spread over batches."""
+"""Layouts: positions of tokens and gathered states; distribution of groups over batches."""
 
 from __future__ import annotations
 
@@ -102,14 +102,14 @@ def test_batches_by_length_start_with_the_longest() -> None:
 
 
 def test_batches_by_length_keep_to_the_token_budget() -> None:
-    """Padding counts: two rows of 7 are 14 tokens, and a row over the budget stands alone."""
+    """Padding counts: two rows of 7 are 14 tokens, and a row over the budget gets its own batch."""
     assert batches_by_length([3, 9, 5, 7, 1, 20], 4, 15) == [[5], [1], [3, 2], [0, 4]]
     with pytest.raises(ValueError, match="batch_size"):
         batches_by_length([1], 0, 1)
 
 
 def test_a_plan_by_hand() -> None:
-    """6 goes with 4, 5 with the other 4, 3 finds no room beside them; 12 is over the budget of 10 and stands alone."""
+    """6 goes with 4, 5 with the other 4, 3 has no room there; 12 is over the budget of 10 and gets its own batch."""
     assert plan_batches([4, 5, 12, 6, 4, 3], 10) == [[2], [0, 3], [1, 4], [5]]
 
 
@@ -142,7 +142,7 @@ def test_shares_hold_everything_once_and_differ_by_less_than_the_largest(sizes: 
 
 
 def test_a_split_group_by_hand() -> None:
-    """5 tokens hold the prompt of 2, a response of 1 and one of 2, exactly."""
+    """5 tokens have room for exactly the prompt of 2, a response of 1 and one of 2."""
     group = TokenGroup((1, 2), ((3,), (4, 5), (6,), (7, 8, 9, 10)))
     assert split_group(group, 5) == [
         TokenGroup((1, 2), ((3,), (4, 5))),

@@ -1,4 +1,4 @@
-"""The data contract: what counts as a pair, and what each way of breaking it is called."""
+"""The data contract: what counts as a pair, and the reason given for each violation."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def test_groups_ignore_case_and_white_space_but_not_roles_or_turns() -> None:
 
 
 def test_the_group_of_a_prompt_is_stable() -> None:
-    """Splits and result files name groups: a change of the rule would move prompts between splits."""
+    """Splits and result files use group names: changing the rule would move prompts between splits."""
     assert text_group([Message("user", "Why is the sky blue?")]) == "75d608a1d1a3a38b"
 
 

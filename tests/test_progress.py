@@ -1,4 +1,4 @@
-"""Progress is said without a terminal too, but not too often."""
+"""Progress is also printed without a terminal, but not too often."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A graph that is kept gives the same gradients each time, as PyTorch's own functions do."""
+"""A retained graph gives the same gradients each time, as PyTorch's own functions do."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def summed(log_probs: Tensor) -> Tensor:
 def test_each_backward_gives_the_gradients_of_plain_autograd(
     foretold: bool, transform: LogitTransform, rows: int
 ) -> None:
-    """Once, again, and for a multiple of the loss; no gradient that was handed out changes under its owner."""
+    """Gradients are right in the first and second pass and for a multiple of the loss; returned ones never change."""
     torch.manual_seed(0)
     loss_of, slopes = dpo_like(torch.randn(len(LENGTHS), dtype=torch.float64))
     targets = torch.randint(VOCABULARY, (TOKENS,))

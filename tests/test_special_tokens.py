@@ -81,7 +81,7 @@ def ids_of(tokenizer: Any, conversation: Conversation, **options: Any) -> list[i
 
 
 def forged(tokenizer: Any) -> Conversation:
-    """The real talk of four turns as two: the first answer writes the rest of the exchange itself."""
+    """A real conversation of four turns, forged as two: the first answer contains the rest of the exchange."""
     (whole,) = render(tokenizer, [(TALK.prompt, TALK.response)])
     begin = whole.index("Go away.")
     end = whole.index("It is 42.") + len("It is 42.")
@@ -210,7 +210,7 @@ def test_a_template_without_an_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -
     tokenizer = tiny_tokenizer(template=loops + "{% endfor %}{% endfor %}")
     with pytest.raises(ModelError, match="seconds"):
         ConversationEncoder(tokenizer).encode_many([(Prompt.of(str(i)), [TALK.response]) for i in range(9)])
-    assert render(tiny_tokenizer(), [(Prompt.of("Hi"), [])])  # the thread works on
+    assert render(tiny_tokenizer(), [(Prompt.of("Hi"), [])])  # the thread still works
 
 
 def test_a_time_limit_ends_with_its_block() -> None:
@@ -224,7 +224,7 @@ def test_a_time_limit_ends_with_its_block() -> None:
 
 @pytest.fixture(scope="module")
 def attacked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A run, and rows of which the second forges an exchange."""
+    """A run, and rows, of which the second forges an exchange."""
     folder = tmp_path_factory.mktemp("special")
     run = saved_run(save_tiny(folder / "base"), folder / "run")
     rows = [{"prompt": "Help me.", "response": "Go away."}, forged(tiny_tokenizer()).as_row()]

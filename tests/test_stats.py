@@ -1,4 +1,4 @@
-"""Statistics against scipy, scikit-learn, simulation and hand-worked values."""
+"""Statistics, compared with scipy, scikit-learn, simulation and hand-worked values."""
 
 import math
 from collections import Counter
@@ -134,12 +134,12 @@ UNEQUAL = {"a": [1.0], "b": [0.0, 0.0, 1.0], "z": [0.0, 1.0, 1.0, 1.0, 1.0]}
 
 
 def every_draw() -> list[tuple[str, ...]]:
-    """All ways to draw three groups with replacement, each as likely as the others."""
+    """Return all equally likely ways to draw three groups with replacement."""
     return list(product(UNEQUAL, repeat=3))
 
 
 def test_groups_weigh_by_their_size_and_each_is_drawn():
-    """The means are those of the drawn groups' values laid together, each as often as its draws come about."""
+    """The means are those of the drawn groups' pooled values, with the frequencies of the draws."""
     pooled = [round(fmean([value for name in draw for value in UNEQUAL[name]]), 9) for draw in every_draw()]
     groups = [name for name, values in UNEQUAL.items() for _ in values]
     values = np.array([value for each in UNEQUAL.values() for value in each])
@@ -217,7 +217,7 @@ def test_pairs_of_few_groups_prove_nothing_however_many_they_are(groups: int, p_
     paired = paired_bootstrap(ours, theirs, np.arange(600) % groups)
     assert paired.p_value == p_value
     assert paired.interval == (None if groups < FEWEST_GROUPS else (1.0, 1.0))
-    # the sign test, which knows groups alone, could not reach 5% either
+    # the sign test on groups could not reach 5% either
     assert (stats.binomtest(groups, groups).pvalue >= 0.05) == (groups < FEWEST_GROUPS)
 
 
@@ -331,7 +331,7 @@ def test_holm_refuses(p_values):
 
 
 def test_calibration_by_hand():
-    """Two pairs called with .6 (one right), two with .9 (one right, said of rejected), one undecided."""
+    """Two pairs predicted with confidence .6 (one right), two with .9 (one right), one undecided."""
     probabilities = [0.62, 0.38, 0.92, 0.08, 0.5]
     undecided, unsure, sure = calibration_bins(probabilities, bins=5)
     assert (undecided.n, undecided.confidence, undecided.accuracy) == (1, 0.5, 0.5)
@@ -376,7 +376,7 @@ def test_temperature_is_the_most_likely_one():
 
 
 def test_temperature_undoes_overconfidence():
-    """Labels drawn from a known model whose margins are then blown up 5 times."""
+    """Labels are drawn from a known model, whose margins are then multiplied by 5."""
     random = generator()
     logits = random.normal(0, 2, 20_000)
     margins = 5 * np.where(random.random(20_000) < special.expit(logits), logits, -logits)

@@ -1,4 +1,4 @@
-"""Output folders: one writer, growing files that survive kills, and what changed since results were written."""
+"""Output folders: one writer, growing files that survive kills, and changes since results were written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows with tools, tool calls, reasoning and documents are rendered whole; what a template drops is counted.
+"""Rows with tools, tool calls, reasoning and documents are rendered completely; dropped text is counted.
 
 The oracle is `apply_chat_template` on the row's own messages, with the chat templates that TRL ships.
 """
@@ -104,7 +104,7 @@ def tokenizer_of(name: str) -> Any:
 
 
 def stock(tokenizer: Any, row: dict[str, Any], name: str) -> list[int]:
-    """The ids of the row's messages by transformers itself, nulls left out as it does."""
+    """Encode the row's messages with transformers itself, omitting nulls as it does."""
     tools = row.get("tools")
     return list(
         tokenizer.apply_chat_template(
@@ -123,7 +123,7 @@ def test_rows_are_rendered_as_transformers_renders_them(row: dict[str, Any], tem
     tokenizer = tokenizer_of(template)
     try:
         expected = [stock(tokenizer, row, name) for name in ("chosen", "rejected")]
-    except Exception:  # the template takes no such conversation, and then neither do we
+    except Exception:  # the template refuses such conversations, so hafrm does too
         expected = []
     if not expected:
         with pytest.raises(BadRowError) as caught:
@@ -220,10 +220,10 @@ def test_the_border_of_every_template_is_where_the_response_begins(row: dict[str
     tokenizer = tokenizer_of(template)
     try:
         (group,) = encode(row, tokenizer)
-    except BadRowError:  # a vision model's template, which takes content in parts alone
+    except BadRowError:  # a vision model's template, which only accepts content in parts
         assert template.startswith(("idefics3", "smolvlm", "llava")) or len(row["prompt"]) > 1
         return
-    if "text" in str(group.lost):  # a few templates take content in parts alone
+    if "text" in str(group.lost):  # a few templates only accept content in parts
         assert template.startswith(("idefics3", "smolvlm", "llava"))
         return
     assert row["prompt"][-1]["content"].split()[-1] in tokenizer.decode(group.prompt)
@@ -240,7 +240,7 @@ SYSTEM_LAST = (
     "{% if loop.last and sys is defined %}[INST] {{ sys + '\n\n' + m.content }}[/INST]"
     "{% else %}[INST] {{ m.content }}[/INST]{% endif %}{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
 )
-"""Writes the system text before the last user turn, and only where that is the last turn of all."""
+"""Writes the system text before the last user turn, but only if that is the final turn."""
 
 DECORATES_LAST = (
     "{% for m in messages %}{{ m.role }}: {{ '(answer this) ' if loop.last and m.role == 'user' else '' }}"
@@ -343,7 +343,7 @@ def test_a_response_that_repeats_its_prompt_is_scored_without_it() -> None:
 
 
 def test_calls_of_an_arrow_table_have_no_fields_of_other_calls(tmp_path: Path) -> None:
-    """Arrow gives all calls the arguments of all: a null that no call had would be rendered."""
+    """Arrow gives every call the arguments of all calls, so nulls that the call did not have would be rendered."""
     other = [{"type": "function", "function": {"name": "get_time", "arguments": {"zone": "UTC"}}}]
     rows = [{**ROWS["calls differ"], "chosen": [say("", tool_calls=calls)]} for calls in (CALL, other)]
     path = tmp_path / "rows.parquet"
@@ -355,7 +355,7 @@ def test_calls_of_an_arrow_table_have_no_fields_of_other_calls(tmp_path: Path) -
 
 
 def test_a_conversation_may_end_at_the_stop_token_as_openrlhf_trains() -> None:
-    """By OpenRLHF's rule: no line break at the end, and the end-of-sequence token where the text has none."""
+    """OpenRLHF's rule: no line break at the end, and an end-of-sequence token if the text has none."""
     chatml = "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>\n{% endfor %}"
     bare = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     for template, ending in ((chatml, "No.</s>"), (bare, "No. </s>")):

@@ -29,7 +29,7 @@ SMALL: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-"""Config values of the size that tests build models in, where a family has its own besides."""
+"""Config values for small models, for families with additional fields."""
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -87,7 +87,7 @@ def tiny_lm(
 
 
 def save_tiny(folder: Path, name: str = "llama", *, tokenizer: Any = None, **values: Any) -> Path:
-    """Write a tiny causal LM with its tokenizer, as users' models lie on disk."""
+    """Write a tiny causal LM with its tokenizer, like a user's model on disk."""
     tiny_lm(name, **values).save_pretrained(folder)
     (tokenizer or tiny_tokenizer()).save_pretrained(folder)
     return folder
@@ -113,7 +113,7 @@ def some_pairs(count: int = 12) -> list[PreferencePair]:
 
 
 def tables_of(pairs: Sequence[PreferencePair], groups: Sequence[TokenGroup]) -> PairTables:
-    """The tables of pairs that were encoded to these groups."""
+    """Create the tables of pairs that were encoded to these groups."""
     writer = TableWriter(None, 2**17)
     for index, (pair, group) in enumerate(zip(pairs, groups, strict=True)):
         writer.add(pair, group, index)

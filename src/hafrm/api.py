@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Config = TypeVar("Config")
 
 _IN_MEMORY = "rows in memory"
-"""What is parsed in place of rows."""
+"""A placeholder that is parsed in place of rows."""
 
 
 def train(config: TrainConfig | Mapping[str, Any], **options: Any) -> TrainResult:

@@ -239,7 +239,7 @@ def require_place(path: Path) -> None:
         return
     nearest = next(each for each in path.resolve().parents if each.exists())
     try:
-        tempfile.TemporaryDirectory(dir=nearest).cleanup()  # permissions alone don't tell, as in /proc
+        tempfile.TemporaryDirectory(dir=nearest).cleanup()  # permissions are not sufficient evidence, as in /proc
     except OSError as error:
         problem = f"{nearest} can't be written to: {error.strerror}"
         raise ConfigError(f"{_shown(path)} can't be created ({problem}). Choose another --out.") from error

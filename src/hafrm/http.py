@@ -158,7 +158,7 @@ class Client:
 
 
 def import_httpx(extra: str) -> Any:
-    """Import httpx; raise MissingExtraError with the extra that installs it if it is missing."""
+    """Import httpx; raise MissingExtraError, which names the extra to install, if it is missing."""
     try:
         import httpx
     except ImportError as error:

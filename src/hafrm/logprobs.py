@@ -31,7 +31,7 @@ from torch.autograd.function import once_differentiable
 
 @dataclass(frozen=True)
 class LogitTransform:
-    """How a model turns the LM head's products into logits.
+    """How a model converts the LM head's products to logits.
 
     The product (with its bias) is scaled, then capped: softcap * tanh(scale * product / softcap).
 
@@ -336,7 +336,7 @@ def _foretell(
 ) -> _Foretold:
     """Fill log_probs and state_slopes in one pass over the tokens, and sum the head's gradients.
 
-    A block that is larger than a chunk is processed twice, the first time only for its log-probs.
+    A block that is larger than a chunk is processed twice, first only for its log-probs.
     """
     wide = log_probs.dtype
     grad_weight = torch.zeros_like(head.weight, dtype=wide)

@@ -240,8 +240,8 @@ def batches_by_length(lengths: Sequence[int], batch_size: int, tokens_per_batch:
     Args:
         lengths: Row length of each group.
         batch_size: Maximum groups per batch.
-        tokens_per_batch: Maximum tokens per batch, padding included, with one row per group; a longer row gets a batch
-            of its own.
+        tokens_per_batch: Maximum tokens per batch, padding included, with one row per group; a longer row gets its own
+        batch.
 
     Raises:
         ValueError: a limit is not positive.
@@ -264,9 +264,9 @@ def plan_batches(tokens: Sequence[int], tokens_per_batch: int) -> list[list[int]
     """Distribute packed groups over few batches of similar size within the token budget.
 
     Best-fit decreasing gives the number of batches, over which groups are distributed evenly if the budget allows: two
-    batches of 1,500 tokens need less memory than one of 2,048 and one of 952. A group larger than the budget gets a
-    batch of its own; see `split_group`. The fullest batches come first, so a budget that is too large for memory fails
-    at once instead of at the end.
+    batches of 1,500 tokens need less memory than one of 2,048 and one of 952. A group larger than the budget gets its
+    own batch; see `split_group`. The fullest batches come first, so a budget that is too large for memory fails at once
+    instead of at the end.
 
     Args:
         tokens: Unique tokens of each group.

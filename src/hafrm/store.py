@@ -32,7 +32,7 @@ def alone(folder: Path, *, beside: bool = False, wait: bool = False) -> Iterator
     """Lock a command's output folder against other commands.
 
     Args:
-        folder: The folder; it is created unless the lock is beside it.
+        folder: The folder; it is created unless the lock is next to it.
         beside: Put the lock file next to the folder instead of inside, for commands that may delete the folder's
             contents. Such a lock is re-entrant.
         wait: Wait for the other command instead of raising.

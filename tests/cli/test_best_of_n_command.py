@@ -78,7 +78,7 @@ def test_the_three_methods_choose_among_real_responses(tmp_path: Path, capfd: py
 
 
 def test_a_judge_at_an_endpoint_ranks_and_compares_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """It prefers the longer response, so the longest one's recall is all, and nothing is asked twice."""
+    """The judge prefers the longer response, so the longest one has full recall; no question is asked twice."""
     rows = tmp_path / "rows.jsonl"
     texts = [["yes", "yes yes", "no no no no", "x"], ["a", "bb", "ccc", "dddd"], ["same"] * 4, ["b", "cc", "ccc", ""]]
     rows.write_text("".join(json.dumps({"prompt": f"q{i}", "responses": each}) + "\n" for i, each in enumerate(texts)))

@@ -23,7 +23,7 @@ TRAIN = ["train", "--model", "m", "--data", "world/helpful", "--out", "o"]
 
 
 def script(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the console script in a process of its own."""
+    """Run the console script in a separate process."""
     return subprocess.run(
         [sys.executable, "-m", "hafrm", *words],
         env=os.environ | environment,
@@ -65,7 +65,7 @@ print(json.dumps(found))
 
 
 def in_one_process(commands: list[list[str]], folder: Path) -> list[dict[str, Any]]:
-    """Run commands one after the other in a new process: what each prints, and what has been loaded so far."""
+    """Run commands one after the other in a new process; return what each prints and the libraries loaded so far."""
     words, given = [sys.executable, "-c", IN_ONE_PROCESS], json.dumps(commands)
     done = subprocess.run(words, cwd=folder, input=given, check=True, capture_output=True, text=True, timeout=120)
     found: list[dict[str, Any]] = json.loads(done.stdout)
@@ -190,7 +190,7 @@ def test_the_fields_of_training_are_transformers_own() -> None:
 
 @pytest.mark.slow
 def test_a_hub_that_cant_be_reached_is_asked_once(tmp_path: Path) -> None:
-    """A closed port on this machine takes the place of the hub."""
+    """A closed port on this machine stands in for the hub."""
     words = ["train", "--model", "owner/model", "--data", "world/helpful", "--out", str(tmp_path / "out")]
     done = script(*words, HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path))
     assert done.returncode == 2

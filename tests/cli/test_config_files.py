@@ -1,4 +1,4 @@
-"""A config is read from a file, or refused at once where reading might wait."""
+"""A config is read from a file, or refused immediately if reading could block."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def test_show_prints_statistics_and_pairs(clean: str, capsys: pytest.CaptureFixt
 
 
 def test_show_prints_text_as_it_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Brackets in a text are no markup of ours."""
+    """Brackets in a text are not treated as markup."""
     path = write(tmp_path / "a.jsonl", {"prompt": "[bold]a[/nothing]", "chosen": "[red]b", "rejected": "[/]c"})
     assert main(["data", "show", path]) == 0
     printed = capsys.readouterr().out

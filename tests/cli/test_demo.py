@@ -1,4 +1,4 @@
-"""The demo's story, with a tiny backbone and two steps; the real one runs in `make demo`."""
+"""The demo from start to end, with a tiny backbone and two steps; the real one runs in `make demo`."""
 
 from __future__ import annotations
 

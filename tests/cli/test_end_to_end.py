@@ -80,7 +80,7 @@ def test_train_evaluate_score_export(more: list[str], rows: Path, tmp_path: Path
 
 
 def test_a_run_loads_in_both_stock_classes_and_scores_the_same(run: Path, rows: Path, tmp_path: Path) -> None:
-    """No custom code: stock transformers alone, from the run's own folder."""
+    """Stock transformers loads the run's own folder without custom code."""
     assert main(["score", str(run), "--data", str(rows), "--out", str(tmp_path / "scored.jsonl")]) == 0
     with quiet_transformers():
         classifier = AutoModelForSequenceClassification.from_pretrained(run).eval()
@@ -98,7 +98,7 @@ def test_a_run_loads_in_both_stock_classes_and_scores_the_same(run: Path, rows: 
 
 
 def test_prompt_and_response_rows(run: Path, tmp_path: Path, capfd) -> None:
-    """A row that can't be scored keeps its place, and says why."""
+    """A row that can't be scored keeps its place and gives the reason."""
     lines = [
         json.dumps({"prompt": "How are you?", "response": "Fine.", "id": 7}),
         json.dumps({"prompt": "How are you?", "response": ""}),

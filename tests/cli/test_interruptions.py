@@ -1,4 +1,4 @@
-"""What is broken off goes on where it stopped, what is refused is one line, and nobody's files are lost on the way."""
+"""Interrupted commands resume where they stopped, refusals are one line, and no files are lost on the way."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def config(tmp_path: Path) -> TrainConfig:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder, by its path in there."""
+    """Return every file of a folder by its relative path."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def stop_in_step(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let training be broken off in the middle of a step."""
+    """Interrupt training in the middle of a step."""
     compute = HybridTrainer.compute_loss
 
     def compute_or_stop(self: HybridTrainer, *args: Any, **kwargs: Any) -> Any:
@@ -71,7 +71,7 @@ def test_patience_survives_a_resume(stopped_in: int, config: TrainConfig, monkey
 def test_a_run_killed_after_its_last_evaluation_takes_no_step_more(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Patience has run out at the last checkpoint: what is left to do is to save."""
+    """Patience has run out at the last checkpoint, so only saving is left to do."""
     still = {"max_steps": 12, "learning_rate": 0.0, "eval_steps": 1, "save_steps": 1}
     config = replace(config, early_stopping=2, training=config.training | still)
     with monkeypatch.context() as patch:
@@ -82,7 +82,7 @@ def test_a_run_killed_after_its_last_evaluation_takes_no_step_more(
 
 
 def status_of(command: list[str]) -> int | None:
-    """A command's exit status; None where an interruption gets through, which would end the tests."""
+    """Return a command's exit status; None if an interruption gets through, which would end the tests."""
     try:
         return main(command)
     except KeyboardInterrupt:
@@ -118,7 +118,7 @@ def run(config: TrainConfig) -> Path:
 
 
 def test_a_file_system_that_refuses_is_one_line(run: Path, config: TrainConfig, tmp_path: Path, capfd) -> None:
-    """The folder of `--out` would have to be made where a file is."""
+    """The folder for `--out` would have to be created where a file is."""
     (tmp_path / "taken").write_text("a file")
     capfd.readouterr()
     command = ["score", str(run), "--data", *config.data, "--out", str(tmp_path / "taken" / "scores.jsonl")]
@@ -140,7 +140,7 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd) -> None
 def test_a_reader_that_has_read_enough_ends_a_command_quietly(
     run: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capfd
 ) -> None:
-    """As in `hafrm score ... | head -1`: nothing is printed, not even by what is flushed at the end."""
+    """As in `hafrm score ... | head -1`: no error is printed, not even by the flush at exit."""
     reader, writer = os.pipe()
     os.close(reader)
     capfd.readouterr()
@@ -163,7 +163,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize("manifest", FOREIGN.values(), ids=FOREIGN)
 def test_overwriting_never_deletes_what_is_no_run(manifest: str | None, config: TrainConfig) -> None:
-    """Other programs write a `manifest.json` too; only one of ours makes a folder a run."""
+    """Other programs write a `manifest.json` too; only hafrm's makes a folder a run."""
     folder = Path(config.out)
     folder.mkdir()
     (folder / "thesis.tex").write_text("years of work")
@@ -183,7 +183,7 @@ def test_overwriting_never_deletes_a_file(config: TrainConfig) -> None:
 
 
 def test_overwriting_deletes_an_unfinished_run(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is ours may go, and all of it goes: the new run does not go on from the old one's checkpoint."""
+    """All files of the old run are deleted, so the new one does not resume from its checkpoint."""
     with monkeypatch.context() as patch:
         stop_in_step(2, patch)
         with pytest.raises(KeyboardInterrupt):
@@ -194,7 +194,7 @@ def test_overwriting_deletes_an_unfinished_run(config: TrainConfig, monkeypatch:
 
 
 def test_a_run_that_is_refused_deletes_nothing(config: TrainConfig) -> None:
-    """Options, model and data are looked at before the old run goes."""
+    """Options, model and data are checked before the old run is deleted."""
     train(config)
     before = contents(Path(config.out))
     again = replace(config, overwrite=True)
@@ -211,7 +211,7 @@ def test_a_run_that_is_refused_deletes_nothing(config: TrainConfig) -> None:
 @pytest.mark.parametrize("head", ["reward", "policy"])
 @pytest.mark.parametrize("card", [None, "# My model cards"], ids=["no card", "another card"])
 def test_export_replaces_no_foreign_folder(card: str | None, head: str, run: Path, tmp_path: Path) -> None:
-    """A folder without our model card is somebody else's."""
+    """A folder without hafrm's model card belongs to another program."""
     foreign = tmp_path / "export" / head
     foreign.mkdir(parents=True)
     (foreign / "thesis.tex").write_text("years of work")
@@ -224,7 +224,7 @@ def test_export_replaces_no_foreign_folder(card: str | None, head: str, run: Pat
 
 
 def test_export_replaces_its_own_earlier_export(run: Path) -> None:
-    """The new folder is whole, and nothing of the old one is left beside it."""
+    """The new folder is complete, and nothing is left of the old one."""
     folders = export(ExportConfig(run=str(run)))
     whole = [contents(folder) for folder in folders]
     for folder in folders:

@@ -80,7 +80,7 @@ def test_pairs_at_an_endpoint(tmp_path: Path, capfd) -> None:
 
 
 def test_a_judge_of_places_is_found_out(tmp_path: Path, capfd) -> None:
-    """Who always says (a) says nothing: all ties, and every pair flips."""
+    """A judge that always says (a) gives only ties, and every pair flips."""
     with serving(reply=lambda user: "Output (a)") as endpoint:
         assert main(command(pairs(tmp_path), tmp_path / "out", endpoint)) == 0
     assert "disagree on 100.0" in capfd.readouterr().out
@@ -137,7 +137,7 @@ def test_replies_that_say_nothing_are_counted(tmp_path: Path, capfd) -> None:
 
     out = tmp_path / "out"
     with serving(reply=mostly) as endpoint:
-        for _ in range(2):  # such a reply is kept: asking again would be told the same
+        for _ in range(2):  # such a reply is kept, because asking again would give the same one
             assert main(command(pairs(tmp_path), out, endpoint)) == 0
             printed = capfd.readouterr().out
             assert "Not scored: 1 of 6 rows (16.7 %)" in printed
@@ -158,7 +158,7 @@ def test_replies_that_say_nothing_are_counted(tmp_path: Path, capfd) -> None:
 def test_a_run_without_a_verdict_fails_and_shows_a_reply(
     mode: str, reply: str, said: list[str], tmp_path: Path, capfd
 ) -> None:
-    """In one line, bounded and without control characters; it binds no later run in its folder."""
+    """The error is one bounded line without control characters, and does not restrict later runs in the folder."""
     data, out = pairs(tmp_path) if mode == "pair" else ranked(tmp_path, 4), tmp_path / "out"
     with serving(reply=lambda user: reply) as endpoint:
         assert main(command(data, out, endpoint, "--mode", mode)) == 2
@@ -181,7 +181,7 @@ def test_a_run_that_may_ask_nothing_fails(tmp_path: Path, capfd) -> None:
 
 @pytest.mark.parametrize("kind", ["local", "reward"])
 def test_a_model_in_this_process_that_scores_nothing_fails(kind: str, tmp_path: Path, capfd) -> None:
-    """Its texts are all too long; the share and the reason are said as for an endpoint."""
+    """All texts are too long; the share and the reason are reported as for an endpoint."""
     model = str(save_tiny(tmp_path / "model"))
     options = ["--judge.kind", kind, "--judge.model", model, "--score.max_length", "4"]
     options += ["--head", "policy", "--reference", model, "--score.overlong", "drop"] if kind == "reward" else []
@@ -215,7 +215,7 @@ BY_HAND = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_h
 @pytest.mark.slow
 @pytest.mark.parametrize(("stop", "lost"), [(signal.SIGKILL, 2), (signal.SIGINT, 0)], ids=["kill", "Ctrl-C"])
 def test_kill_and_resume_asks_nothing_twice(stop: signal.Signals, lost: int, tmp_path: Path) -> None:
-    """A killed process loses what was in flight, and nothing that had arrived; Ctrl-C loses nothing."""
+    """A killed process loses requests in flight, but no reply that has arrived; Ctrl-C loses nothing."""
     data, out, cache = pairs(tmp_path, 20), tmp_path / "out", tmp_path / "replies.sqlite"
     with serving(delay=0.1) as endpoint:
         arguments = command(data, out, endpoint, "--judge.cache", str(cache), "--judge.concurrency", "2")
@@ -240,7 +240,7 @@ def test_kill_and_resume_asks_nothing_twice(stop: signal.Signals, lost: int, tmp
 
 
 def test_verdicts_are_taken_up_where_they_end(tmp_path: Path, capfd) -> None:
-    """Also after a kill in the middle of a line; those of something else are refused."""
+    """A run also resumes after a kill in the middle of a line; verdicts of another kind are refused."""
     out = tmp_path / "out"
     with serving() as endpoint:
         arguments = command(pairs(tmp_path), out, endpoint, "--judge.cache")
@@ -279,7 +279,7 @@ def test_the_oracle_on_its_own_world(tmp_path: Path, capfd) -> None:
 
 @pytest.mark.parametrize("mode", ["pair", "rank"])
 def test_a_reward_model_as_judge(mode: str, tmp_path: Path) -> None:
-    """It agrees with its own rewards, and ranks all eight."""
+    """A reward model as judge agrees with its own rewards, and ranks all eight."""
     run, out = tmp_path / "run", tmp_path / "out"
     data, model = pairs(tmp_path, 12), str(shared_model("stories260k"))
     steps = ["--training.max_steps", "1", "--training.report_to", "[]"]

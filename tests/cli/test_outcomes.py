@@ -1,4 +1,4 @@
-"""Commands that scored, judged or drew nothing end with status 2, and say what share failed and why otherwise."""
+"""Commands that scored, judged or sampled nothing end with status 2; others report what share failed and why."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_score_without_one_reward_fails(run: Path, tmp_path: Path, capfd: pytest
     data, out = pairs_file(tmp_path / "long.jsonl", long=2, short=0), tmp_path / "out.jsonl"
     assert main(["score", str(run), "--data", data, "--out", str(out), "--score.max_length", "200"]) == 2
     assert "2 overlong" in capfd.readouterr().err
-    assert len(out.read_text().splitlines()) == 2  # the rows with their reasons are there all the same
+    assert len(out.read_text().splitlines()) == 2  # the rows are written with their reasons nevertheless
 
 
 def test_score_of_an_empty_file_fails(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""`hafrm serve` as a process: it says where it is, gives the rewards of `hafrm score`, and stops in good order."""
+"""`hafrm serve` as a process: it prints its address, gives the rewards of `hafrm score`, and stops cleanly."""
 
 from __future__ import annotations
 

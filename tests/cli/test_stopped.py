@@ -1,4 +1,4 @@
-"""Ctrl-C says what is left of a command's work, and nothing that is untrue."""
+"""After Ctrl-C the message correctly says what remains of a command's work."""
 
 from __future__ import annotations
 

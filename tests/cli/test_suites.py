@@ -1,4 +1,4 @@
-"""`hafrm evaluate --suites`: from published formats to scores, a table and the page; and on after a kill."""
+"""`hafrm evaluate --suites`: from published formats to scores, a table and the page, also after a kill."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_suites_end_to_end(tmp_path: Path, capfd: Any) -> None:
 
 
 def by_length(models: Sequence[str], out: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Evaluate models whose rewards are lengths, and return the folder of the files for leaderboards."""
+    """Evaluate models whose rewards are lengths; return the folder with the leaderboard files."""
 
     class Lengths:
         def score(self, conversations: Sequence[Conversation]) -> list[float | None]:

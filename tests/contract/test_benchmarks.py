@@ -1,4 +1,4 @@
-"""The benchmarks' pages are those of their files, and what they count is right."""
+"""The benchmarks' pages match their files, and their counts are correct."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_operations_by_hand() -> None:
 
 
 def test_ratios_are_taken_round_by_round() -> None:
-    """A machine that slows down by ten between rounds changes no ratio."""
+    """A machine that becomes ten times slower between rounds does not change the ratios."""
     assert median_ratio([1, 10, 2], [2, 20, 4]) == 0.5
 
 
@@ -54,7 +54,7 @@ def test_served_answers_are_judged() -> None:
 
 
 def test_growth_is_that_of_the_last_third() -> None:
-    """Buffers that fill once do not count; what still grows at the end does."""
+    """Buffers that fill once do not count as growth; memory that still grows at the end does."""
     assert growth([0, 50, 100, 100, 100, 100]) == 0
     assert growth([0, 10, 20, 30, 40, 50]) == 20
     assert growth([7]) == 0

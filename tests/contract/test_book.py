@@ -1,4 +1,4 @@
-"""The book says what is so: its commands parse, its tutorial runs, and its results are those of the linked pages."""
+"""The documentation is correct: its commands parse, its tutorial runs, and its results match the linked pages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.paper.recorded import require_results_of_the_record
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 INCLUDED = ROOT / "SECURITY.md"
-"""What docs/security.md shows as it is."""
+"""The file that docs/security.md includes."""
 
 PAGES = [ROOT / "README.md", INCLUDED, *sorted({*DOCS.rglob("*.md")} - {DOCS / "security.md"})]
 
@@ -67,10 +67,10 @@ OTHERS_OPTIONS = {
         "--actor_learning_rate --init_kl_coef --vllm_num_engines --save_path"
     ),
 }
-"""Options of other programs (accelerate, OpenRLHF, a benchmark) that a page's running text names."""
+"""Options of other programs (accelerate, OpenRLHF, a benchmark) that a page's text mentions."""
 
 HISTORY = "log.md"
-"""The page of dated entries, which speak of many commands at once."""
+"""The page of dated entries, each of which may mention many commands."""
 
 PLACEHOLDERS = {
     "$i/4": "1/4",
@@ -80,7 +80,7 @@ PLACEHOLDERS = {
     "URL": "http://localhost:1",
     "http://HOST:PORT": "http://host:1",
 }
-"""Words that stand for what a parser accepts only in a certain form."""
+"""Placeholders for values that a parser only accepts in a certain form."""
 
 
 @cache
@@ -101,7 +101,7 @@ def code_blocks(text: str) -> Iterator[str]:
 
 
 def commands_of(line: str) -> Iterator[list[str]]:
-    """The words after `hafrm` of each command of a shell line that calls it."""
+    """Return the arguments of each `hafrm` command in a shell line."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|")
     lexer.whitespace_split = True
     words: list[str] = []
@@ -119,7 +119,7 @@ A_COMMAND = "|".join(sorted(map(re.escape, COMMANDS), key=len, reverse=True))
 
 
 def spoken(page: Path) -> tuple[list[list[str]], list[list[str]]]:
-    """A page's whole commands, and those that it gives in part: in running text, or with `...`."""
+    """Return a page's complete commands, and those that it gives in part: in its text, or with `...`."""
     text = page.read_text(encoding="utf-8")
     lines = [line for block in code_blocks(text) for line in block.splitlines()]
     found = [words for line in lines if re.search(r"hafrm(\.cli)? [a-z]", line) for words in commands_of(line)]
@@ -161,13 +161,13 @@ def test_a_command_in_passing_names_options_that_exist(words: list[str]) -> None
 
 
 def sections(text: str) -> list[str]:
-    """A page's text from each heading to the next; a line of code that begins with # is no heading."""
+    """Return a page's text by heading; a line of code that begins with # is not a heading."""
     marked = re.sub(r"^```.*?^```", lambda block: block[0].replace("\n#", "\n #"), text, flags=re.DOTALL | re.MULTILINE)
     return re.split(r"^(?=#+ )", marked, flags=re.MULTILINE)
 
 
 def named_in(section: str) -> tuple[set[str], list[str]]:
-    """The commands that a section names, in its blocks too, and the options that its running text names."""
+    """Return the commands that a section mentions, also in its blocks, and the options that its text mentions."""
     running = re.sub(r"^```.*?^```", "", section, flags=re.DOTALL | re.MULTILINE)
     codes = re.findall(r"`([^`]+)`", running)
     commands = re.findall(rf"\bhafrm(?:\.cli)? ({A_COMMAND})\b", section)
@@ -177,7 +177,7 @@ def named_in(section: str) -> tuple[set[str], list[str]]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_an_option_named_in_running_text_is_of_a_command_that_the_section_names(page: Path) -> None:
-    """Where a section names none, it is of one that the page's opening names."""
+    """If a section mentions no command, its options belong to a command that the page's introduction mentions."""
     _, opening, *rest = sections("\n" + page.read_text(encoding="utf-8"))
     others = OTHERS_OPTIONS.get(page.name, "").split()
     subject, _ = named_in(opening)
@@ -191,7 +191,7 @@ def test_an_option_named_in_running_text_is_of_a_command_that_the_section_names(
 
 
 def has(command: str, option: str) -> bool:
-    """Whether a command has an option; those of `--training` are the fields of TrainingArguments."""
+    """Return whether a command has an option; `--training` has the fields of TrainingArguments."""
     known = options_in_help(command)
     group, _, field = option.removeprefix("--").partition(".")
     if group == "training" and field:
@@ -234,7 +234,7 @@ def test_the_page_of_data_names_every_form_and_format() -> None:
 
 
 def test_there_are_commands() -> None:
-    """So that a change of the pages' form does not leave nothing to test."""
+    """There must be something to test, even if the format of the pages changes."""
     assert len(WHOLE) > 30
     assert len(PARTS) > 30
     assert {words.values[0][0] for words in WHOLE} >= set(OPTIONS) - {"demo"}
@@ -251,7 +251,7 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a scorer's connections stay open
 def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every block, in its order: Python in one namespace, `hafrm` in this process, the server in one of its own."""
+    """Every block, in its order: Python in one namespace, `hafrm` in this process, the server in a separate one."""
     monkeypatch.chdir(tmp_path)
     port, names = free_port(), {}
     with ExitStack() as servers:
@@ -283,7 +283,7 @@ def free_port() -> int:
 
 @contextmanager
 def running(command: list[str], port: int) -> Iterator[None]:
-    """A server, from when it is ready to the end of the block."""
+    """Run a server that is ready at the start of the block and stopped at its end."""
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as server:
         try:
             deadline = time.monotonic() + 120
@@ -307,7 +307,7 @@ RESULTS = DOCS / "results" / "index.md"
 
 
 def result_lines() -> list[tuple[str, Path, str]]:
-    """Title, page and what is said of it, of each line of the page of results."""
+    """Return the title, page and summary in each line of the page of results."""
     found = re.findall(r"^\| \[(.+?)\]\((.+?)\) \| (.+) \|$", RESULTS.read_text(encoding="utf-8"), re.MULTILINE)
     return [(title, RESULTS.parent / target, said) for title, target, said in found]
 
@@ -349,7 +349,7 @@ COMPARED = (
 
 
 def study_rows() -> list[tuple[Path, list[str]]]:
-    """The file and the cells of each study of the page."""
+    """Return the file and the cells of each study on the page."""
     rows = re.findall(
         r"^\| \[[\w-]+\]\(([^)]+\.json)\)((?: \|[^|\n]*){8})$", SELF_MADE.read_text(encoding="utf-8"), re.M
     )
@@ -374,7 +374,7 @@ def test_the_differences_of_a_study_are_those_of_its_file(path: Path, cells: lis
 
 
 def test_what_is_said_of_the_studies_follows_from_their_differences() -> None:
-    """How many studies have HAF ahead of the baseline in domain, behind it, or neither."""
+    """Count the studies in which HAF is ahead of the baseline in domain, behind it, or neither."""
     assert len(study_rows()) == 10
     signs = []
     for path, _ in study_rows():

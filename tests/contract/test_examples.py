@@ -1,4 +1,4 @@
-"""Every script of `examples/` runs, as its docstring says, on tiny models and rows."""
+"""Every script in `examples/` runs on tiny models and rows, as its docstring says."""
 
 from __future__ import annotations
 

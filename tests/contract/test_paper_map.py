@@ -1,4 +1,4 @@
-"""The page that maps the paper to modules and commands names what is there, and every experiment."""
+"""The page that maps the paper to modules and commands names only existing ones, and every experiment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README's numbers are those of the files that `make demo` and the study wrote, and its Python and its curl run."""
+"""The README's numbers match the files written by `make demo` and the study; its Python and curl examples run."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_studys_page_is_made_of_its_numbers(page: str) -> None:
 
 
 def test_the_readmes_study_is_the_main_page() -> None:
-    """Either none is published, and the README shows none, or its table says what the page's numbers say."""
+    """Either no study is published and the README shows none, or its table matches the page's numbers."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     if MAIN_PAGE not in study_pages():
         assert "| bag of words |" not in readme
@@ -68,7 +68,7 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What is defined after README's Python blocks ran in their order, on a tiny model and a few pairs."""
+    """Run the README's Python blocks in order, on a tiny model and a few pairs; return what they define."""
     folder = tmp_path_factory.mktemp("readme")
     save_tiny(folder / "MODEL", max_position_embeddings=512)
     for name in ("train", "valid"):

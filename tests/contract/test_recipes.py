@@ -1,4 +1,4 @@
-"""The recipes of CONTRIBUTING.md, followed as a newcomer would: what is written in one file, a command takes."""
+"""Follow the recipes of CONTRIBUTING.md as a newcomer would: code added to one file is available in a command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pairs to token ids: what does not fit is left out and counted, or stops the run, as the options say."""
+"""From pairs to token ids: pairs that do not fit are left out and counted, or stop the run, depending on options."""
 
 from __future__ import annotations
 

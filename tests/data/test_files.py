@@ -1,4 +1,4 @@
-"""What is no regular file is refused, what is huge is bounded, and what follows whole gzip data loses no row."""
+"""Only regular files are read, huge rows are bounded, and bytes after complete gzip data lose no row."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SPECIAL: dict[str, tuple[Callable[[Path], Any], str]] = {
 def test_what_is_no_file_is_refused_at_once(
     kind: str, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By name, in one line; a test that waits here would wait forever."""
+    """The error is one line with the name; a test that blocks here would wait forever."""
     monkeypatch.chdir(tmp_path)  # a socket's path may only be short
     path = tmp_path / f"rows{suffix}"
     make, said = SPECIAL[kind]
@@ -98,7 +98,7 @@ def test_a_pipe_among_a_folders_parts_is_refused(tmp_path: Path) -> None:
 def test_bytes_behind_gzip_data_lose_no_row(
     suffix: str, rest: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They are said once, however often the file is read."""
+    """The warning appears once, however often the file is read."""
     content = LINES if suffix == ".jsonl.gz" else b"[" + b",".join(LINES.splitlines()) + b"]"
     half = content.index(b"\n" if suffix == ".jsonl.gz" else b",", len(content) // 2) + 1
     whole = gzip.compress(content[:half]) + gzip.compress(content[half:])
@@ -140,7 +140,7 @@ def test_damage_within_gzip_data_is_an_error(content: bytes, tmp_path: Path) -> 
 
 
 def peak(read: Callable[[], Any]) -> int:
-    """The most memory that a call holds at a time, in bytes."""
+    """Return the peak memory of a call, in bytes."""
     tracemalloc.start()
     try:
         read()
@@ -160,7 +160,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_huge_row_is_not_held(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limit, here 2 MiB, is named, and little more is held than it."""
+    """The error names the limit, here 2 MiB, and memory hardly exceeds it."""
     file, content, where = BOMBS[name]
     for module in (files, arrays):
         monkeypatch.setattr(module, "LONGEST_ROW", 2 * MIB)
@@ -202,7 +202,7 @@ JSON = st.recursive(
 def test_an_array_reads_as_json_reads_it(
     rows: list[Any], indent: int | None, ascii: bool, size: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Wherever the pieces end in which it is read."""
+    """The rows are the same wherever the pieces that are read end."""
     path = tmp_path_factory.mktemp("array") / "a.json"
     path.write_bytes(json.dumps(rows, indent=indent, ensure_ascii=ascii).encode(errors="replace"))
     with pytest.MonkeyPatch.context() as patch:
@@ -214,7 +214,7 @@ def test_an_array_reads_as_json_reads_it(
 def test_what_is_no_array_is_refused_where_json_refuses_it(
     text: str, size: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """And its place is the one that json gives, unless the text ends there."""
+    """The reported place is that of the json module, unless the text ends there."""
     path = tmp_path_factory.mktemp("array") / "a.json"
     path.write_text(f"[{text}", newline="")
     try:

@@ -26,7 +26,7 @@ def said(speaker: str, value: str) -> dict[str, str]:
 
 ASKED = [("user", USER)]
 ONE = [(ASKED, GOOD, BAD)]
-"""The pair that most rows stand for: turns of the prompt, chosen, rejected."""
+"""The pair that most rows represent: turns of the prompt, chosen, rejected."""
 
 CHAT = [turn("user", USER), turn("assistant", GOOD)], [turn("user", USER), turn("assistant", BAD)]
 
@@ -296,7 +296,7 @@ LABELLED = [
 def test_single_labels_are_paired_by_prompt(
     form: str, good: dict[str, Any], change: dict[str, Any], tmp_path: Path
 ) -> None:
-    """The bad response comes first; the third row repeats a label, and the last one is alone with its prompt."""
+    """The bad response comes first, the third row repeats a label, and the last row's prompt occurs only once."""
     alone = json.loads(json.dumps(good).replace(USER, "Why?"))
     loaded = load_pairs(write(tmp_path / "a.jsonl", good | change, good, good | change, alone))
     assert [plain(pair) for pair in loaded.pairs] == ONE * 2
@@ -367,7 +367,7 @@ def test_the_first_row_in_a_known_form_decides(tmp_path: Path) -> None:
     ],
 )
 def test_an_unknown_form_is_told_by_its_columns(row: dict[str, Any], missing: str, form: str, tmp_path: Path) -> None:
-    """The error names what is missing, the columns that there are, the nearest form, and the two options."""
+    """The error names what is missing, the existing columns, the nearest form, and the two options."""
     with pytest.raises(BadRowError) as caught:
         load_pairs(write(tmp_path / "a.jsonl", row))
     text = str(caught.value)
@@ -448,7 +448,7 @@ def test_a_function_maps_rows(by: str, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_prompts_are_read_from_every_form_of_a_pair(tmp_path: Path) -> None:
-    """As for sampling: each prompt once, under the row's number."""
+    """As in sampling, each prompt occurs once, under the row's number."""
     for name in ("LLaMA-Factory sharegpt", "LLaMA-Factory alpaca", "OpenRLHF", "hh", "TRL implicit"):
         _, row, ((turns, _, _),) = ROWS[name]
         path = write(tmp_path / "a.jsonl", row, row)

@@ -1,4 +1,4 @@
-"""Two thousand mutated rows: nothing but hafrm's own errors, and no row unaccounted for."""
+"""Two thousand mutated rows raise only hafrm's own errors, and every row is accounted for."""
 
 from __future__ import annotations
 

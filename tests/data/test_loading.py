@@ -1,4 +1,4 @@
-"""Data names, the account of every row, and what is said when something is wrong."""
+"""Data names, the account of every row, and error messages."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_folders_have_a_file_or_parts_for_each_split(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", ["train-0", "train-00000-of-00001", "train-00000-of-00001-0123456789abcdef"])
 def test_only_parts_belong_to_a_split(tmp_path: Path, part: str) -> None:
-    """An old version or a subset that lies beside the file is no part of it, and no split but the one it names."""
+    """An old version or a subset next to the file is not part of it, nor of any split except the one it names."""
     for name in (part, "train-old", "train-0-old", "train-small-0", "train_sft"):
         write(tmp_path / f"{name}.jsonl", {**GOOD, "prompt": name})
     assert [pair.prompt.turns[0].content for pair in load_pairs(str(tmp_path)).pairs] == [part]
@@ -246,7 +246,7 @@ def test_a_part_of_a_world_set() -> None:
 
 
 class Hub:
-    """Stands for `datasets.load_dataset`: remembers how it was called, gives rows or fails."""
+    """Stands in for `datasets.load_dataset`: records its calls, and returns rows or fails."""
 
     def __init__(self, rows: list[dict[str, Any]] | Exception) -> None:
         self.rows, self.calls = rows, []

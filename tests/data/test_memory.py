@@ -1,4 +1,4 @@
-"""Rows in memory: the same pairs from every kind of holder, as from a file."""
+"""Rows in memory give the same pairs as a file, whatever container holds them."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_options_hold_rows_without_copying_or_writing_them() -> None:
 
 
 class Counting:
-    """An endless source that counts what is taken."""
+    """An endless source that counts the rows taken from it."""
 
     def __init__(self) -> None:
         self.taken = 0
@@ -163,7 +163,7 @@ class Counting:
 
 
 def test_an_endless_source_is_read_until_there_are_enough_pairs() -> None:
-    """Every third pair is too long, and others make up for it."""
+    """Every third pair is too long, and other pairs replace it."""
     source = Counting()
     tables = load_tables(source, ConversationEncoder(tiny_tokenizer(), 256), DataOptions(), limit=10)
     assert len(tables) == 10

@@ -73,7 +73,7 @@ def fixture_rows(name: str) -> list[dict[str, Any]]:
 
 
 class Hub:
-    """Stands for `datasets.load_dataset`: gives rows from memory and remembers how it was called."""
+    """Stands in for `datasets.load_dataset`: returns rows from memory and records its calls."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
@@ -97,7 +97,7 @@ def load(hub: Hub, name: str, split: str = "train", **options: Any) -> PairSet:
 
 
 def all_splits(hub: Hub, name: str) -> dict[str, tuple[str, str]]:
-    """Chosen and rejected text by the row's number, whatever drawn split the row fell into."""
+    """Return chosen and rejected text by the row's number, in whichever split the row is."""
     splits = ["train", "validation"] + ([] if name in BRINGS_TEST else ["test"])
     pairs = [pair for split in splits for pair in load(hub, name, split).pairs]
     assert len({pair.id for pair in pairs}) == len(pairs)
@@ -282,7 +282,7 @@ def test_a_changed_schema_is_a_bad_row(hub: Hub, name: str, change: dict[str, An
 
 
 def many_rows(name: str, prompts: int = 150) -> list[dict[str, Any]]:
-    """Rows with two pairs a prompt."""
+    """Return rows with two pairs per prompt."""
     if name == "alpaca-human-pref":
         return [
             {"instruction": f"Task {i // 2}", "input": "", "output_1": f"a{i}", "output_2": f"b{i}", "preference": 1}

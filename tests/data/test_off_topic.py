@@ -1,4 +1,4 @@
-"""Off-topic pairs: a good response to another prompt is rejected, and nothing else of the data changes."""
+"""Off-topic pairs: a good response to another prompt is rejected, and the data do not change otherwise."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_only_the_rejected_response_is_of_another_prompt(prompts: list[int], sha
 
 
 def test_the_share_is_right_and_draws_are_spread() -> None:
-    """Over several of the chunks in which a source is read, the last of a single pair."""
+    """The source spans several chunks, of which the last has a single pair."""
     pairs = some_pairs(2049)
     found, counted = augmented(pairs, 0.25)
     added = parts(found, pairs)

@@ -45,7 +45,7 @@ def test_single_turn_harmless_pairs_are_as_long_as_those_of_table_1() -> None:
 
 
 def test_beaver_safe_words_per_qa_are_those_of_table_1() -> None:
-    """Settles what a QA is: the prompt with one response, the mean over both."""
+    """This determines what a QA is: the prompt with one response, averaged over both responses."""
     pairs = load_pairs(str(shared_data("pku_safe", "train"))).pairs
     assert pair_statistics(pairs).words_per_qa == pytest.approx(69.3, rel=0.02)
 

@@ -1,4 +1,4 @@
-"""Files of every format give the same rows; damaged ones say what is wrong."""
+"""Files of every format give the same rows; errors say what is wrong with damaged ones."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_forbidden_file_is_a_named_error(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_rows_are_read_as_they_are_asked_for(tmp_path: Path) -> None:
-    """A data set larger than memory must not be read at once."""
+    """A data set larger than memory must not be read as a whole."""
     path = tmp_path / "a.jsonl"
     path.write_bytes(LINES + b"\xff not reached")
     rows = read_rows(path)

@@ -169,7 +169,7 @@ def shards(tmp_path: Path) -> Path:
 
 
 def numbers(data: Any, **options: Any) -> list[int]:
-    """The rows that were read, by the number in their question."""
+    """Return the rows that were read, as the numbers in their questions."""
     pairs = load_pairs(data, options=DataOptions(**options)).pairs
     return [int(pair.prompt.turns[0].content.split(",")[0].split()[1]) for pair in pairs]
 
@@ -309,7 +309,7 @@ KEYED = [
 
 
 def test_kept_tables_depend_on_what_changes_the_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is read once, and again only after its content changed."""
+    """Each file is read once, and again only after its content has changed."""
     monkeypatch.setattr(encode, "_WORTH_KEEPING", 0)
     monkeypatch.chdir(tmp_path)
     rows = [row | {"score_chosen": 3, "score_rejected": 1} for row in STRINGS]

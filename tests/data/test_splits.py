@@ -60,7 +60,7 @@ def test_another_seed_draws_other_prompts() -> None:
 
 
 def test_the_draw_is_the_same_for_ever() -> None:
-    """A change of the rule would move prompts of published results between train and test."""
+    """Changing the rule would move prompts of published results between train and test."""
     _, drawn = split_by_group(grouped([1] * 20), 0.2, 0)
     assert [p.prompt.turns[0].content for p in drawn] == ["prompt 4", "prompt 9", "prompt 10", "prompt 17"]
 

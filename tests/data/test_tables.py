@@ -1,4 +1,4 @@
-"""Encoded pairs as tables: the same token ids as pair by pair, and kept for later runs."""
+"""Tables of encoded pairs have the same token ids as single pairs, and are kept for later runs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_equal_texts_are_one_row_and_every_pair_is_as_encoded_alone(tmp_path: Pa
 
 
 def test_tables_of_many_rows_merge_equal_ones_in_any_place() -> None:
-    """More rows than a piece of the growing table holds."""
+    """The table has more rows than fit into one of its pieces."""
     groups = [TokenGroup((1, 2 + place % 3), ((5, place % 7), (6,))) for place in range(9000)]
     tables = tables_of([pair("Hi", "a", "b", row=place + 1) for place in range(9000)], groups)
     assert tables[:] == groups

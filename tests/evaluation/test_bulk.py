@@ -102,7 +102,7 @@ def test_a_bad_response_and_a_line_that_is_no_row_have_one_reward(rescored) -> N
 
 
 class HalfByToken(LengthScorer):
-    """A reward for each character, and as much again that belongs to none."""
+    """Gives a reward of 1 per character, and as much again that belongs to no character."""
 
     def token_rewards(self, conversations: Sequence[Conversation]) -> list[TokenRewards | None]:
         texts = [c.response[0].content for c in conversations]
@@ -113,7 +113,7 @@ class HalfByToken(LengthScorer):
 
 
 def test_tokens_are_added_to_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside rewards and in their names; replaced when scored again, and dropped when scored without."""
+    """Divided rewards are named like the rewards; scoring again replaces them, and scoring without them drops them."""
     monkeypatch.setattr(ScorerChoice, "load", lambda self, model, options: HalfByToken())
     path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     rows = [RESPONSE, PAIR | {"chosen": "y" * 30}, PAIR | {"chosen": ""}]
@@ -150,7 +150,7 @@ def test_tokens_need_a_model_that_reads_them(tmp_path: Path, monkeypatch: pytest
 
 
 def test_rows_of_one_pair_in_other_forms_are_scored(rescored) -> None:
-    """They keep their own columns."""
+    """Rows keep their own columns."""
     alpaca = {"instruction": "p", "chosen": "yes", "rejected": "no"}
     completion = {"prompt": "p", "completion": "yes"}
     ranking = {"prompt": "p", "responses": ["a", "b", "c"], "scores": [1, 2, 3]}

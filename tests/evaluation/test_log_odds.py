@@ -1,4 +1,4 @@
-"""Only Bradley-Terry's margins are log-odds: runs of other losses get no calibration error, in results and page."""
+"""Only margins of Bradley-Terry are log-odds: results and page show no calibration error for other losses."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tests.tiny import some_pairs
 
 
 class Lengths:
-    """A scorer that no loss has trained."""
+    """A scorer without a training loss."""
 
     def score(self, conversations: Sequence[Conversation]) -> list[float | None]:
         return [len(conversation.response[0].content) / 10 for conversation in conversations]
 
 
 def run_folder(folder: Path, reward_loss: str) -> str:
-    """A run's folder, as far as a scorer's stand-in needs it."""
+    """Create as much of a run's folder as a stand-in for a scorer needs."""
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}')
     (folder / "model.safetensors").write_text("")

@@ -1,4 +1,4 @@
-"""Probes measure biases of known size, which are built into scorers here."""
+"""Probes correctly measure biases of known size that are built into scorers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORSE = "It is wrong. We do not know why. Perhaps later."
 
 
 class Biased:
-    """A scorer whose reward of a better response is 10, and of others what a function of the text gives."""
+    """Gives better responses a reward of 10, and others the value of a function of their text."""
 
     def __init__(self, reward: Callable[[str], float | None]) -> None:
         self.reward = reward

@@ -60,7 +60,7 @@ def test_comparisons_use_the_pairs_that_both_scored() -> None:
 
 
 def test_mcnemar_leaves_ties_out() -> None:
-    """Right against a tie says nothing of right against wrong: of 9 pairs only 3 count, p = 2 / 2^3."""
+    """A pair that is right for one model and a tie for the other does not count: 3 of 9 pairs do, p = 2 / 2^3."""
     a = [score(1.0, row=i) for i in range(9)]
     b = [score(0.0 if i < 6 else -1.0, model="n", row=i) for i in range(9)]
     (comparison,) = summarise(a + b).as_dict()["comparisons"]
@@ -103,7 +103,7 @@ def test_spearman_of_reward_and_length_by_hand() -> None:
 
 
 def test_slices_are_quarters_by_hand() -> None:
-    """Margins of 1 to 8, wrong where odd; the longest differences in length are right alone."""
+    """Margins of 1 to 8, of which odd ones are wrong; only the largest differences in length are right."""
     margins = [(-1.0) ** size * size for size in range(1, 9)]
     scores = [score(margin, row=i, longer=8 if margin > 0 else -i) for i, margin in enumerate(margins)]
     entry = summarise(scores).as_dict()["models"]["m"]["data"]["d"]
@@ -152,7 +152,7 @@ def test_scores_survive_their_file(tmp_path: Path) -> None:
     scores = [score(1.5, model="m\u2028\x85", row=1), score(None, row=2)]
     write_scores(scores, tmp_path / "scores.jsonl")
     assert read_scores(tmp_path / "scores.jsonl") == scores
-    odd = replace(scores[0], id="na\udcefme:1")  # a file name that is no UTF-8
+    odd = replace(scores[0], id="na\udcefme:1")  # a file name that is not UTF-8
     write_scores([odd], tmp_path / "scores.jsonl")
     assert read_scores(tmp_path / "scores.jsonl") == [odd]
     (tmp_path / "scores.jsonl").write_text('{"model": "m"}\n')
@@ -181,7 +181,7 @@ def test_score_pairs_keeps_chosen_and_rejected_apart() -> None:
 
 
 def test_results_are_restored_from_their_file() -> None:
-    """Also cells without scores, without calibration, and of models whose margins are not log-odds."""
+    """This includes cells without scores or calibration, and models whose margins are not log-odds."""
     scores = [score(i / 10, model=model, row=i, longer=i % 3) for i in range(-5, 20) for model in "abc"]
     scores += [replace(score(None, model="a"), data="other"), replace(score(1.0, model="b"), data="other")]
     calibration = [score(i - 5.0, model=model, row=i) for i in range(1, 20) for model in "ac"]

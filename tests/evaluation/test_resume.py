@@ -1,4 +1,4 @@
-"""An evaluation goes on where it was stopped, scores nothing twice, and never mixes what two models gave."""
+"""An evaluation resumes where it was stopped, scores nothing twice, and never mixes scores of two models."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ PAIRS = 18
 
 
 class Bench:
-    """Models that are a config and a file of weights; a reward is the response's length times a number in there.
+    """Models with a config and a file of weights; a reward is the response's length times a number in that file.
 
-    A last digit tells the place in the call, as the rounding of real models depends on what is in a batch.
+    The last digit shows the place in the call, as the rounding of real models depends on the batch.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.scored: list[str] = []
-        """Every conversation that was scored, as "MODEL RESPONSE"."""
+        """The conversations that were scored, each as "MODEL RESPONSE"."""
         self.loaded: list[str] = []
         self.stop_after: int | None = None
         self.refuses = ""
@@ -115,7 +115,7 @@ def test_a_killed_evaluation_goes_on_and_ends_the_same(bench: Bench, stop_after:
 
 @pytest.mark.parametrize("cut", [0, 1, 150, 700, 1500, 2600])
 def test_half_a_line_and_half_a_chunk_are_dropped(bench: Bench, cut: int) -> None:
-    """Whatever is left of the file, the result is the same: a chunk of other company would differ in its last digit."""
+    """The result is the same whatever is left of the file: a chunk with other pairs would differ in its last digit."""
     config = bench.config(bench.model("a"))
     expected = undisturbed(bench, config)
     evaluate(config)
@@ -247,7 +247,7 @@ ODD = {
 
 @pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in ODD.items() for value in values])
 def test_scores_that_can_not_be_are_scored_anew(bench: Bench, field: str, value: object) -> None:
-    """A reward is a finite number, or missing and said why."""
+    """A reward is a finite number, or missing with a reason."""
     config = bench.config(bench.model("a"))
     evaluate(config)
     before = bench.outcome()
@@ -279,7 +279,7 @@ def test_a_models_folder_is_no_place_for_results(bench: Bench) -> None:
 
 
 def test_refused_rows_are_skipped_at_no_cost_and_met_again(bench: Bench) -> None:
-    """The remedy that the error names costs no scores; and what was skipped is an error where it is to be one."""
+    """The remedy in the error keeps the scores, and a skipped row is an error again if errors are requested."""
     a = bench.model("a")
     bench.refuses = "yes 12"
     with pytest.raises(BadRowError, match="row 13"):
@@ -334,7 +334,7 @@ def test_an_earlier_result_is_gone_before_other_scores_stand_there(
 
 
 def test_calibration_pairs_set_the_temperature(bench: Bench) -> None:
-    """The temperature is the other pairs', their scores stay out of the results, and they are resumed alike."""
+    """The temperature is fitted to other pairs, whose scores are not part of the results but resume in the same way."""
     a = bench.model("a", 2)
     path = bench.folder / "validation.jsonl"
     rows = [pair("why", "yes " * (3 + i % 3), "no " * (1 + 2 * i % 9), row=i).as_row() for i in range(12)]

@@ -1,4 +1,4 @@
-"""`hafrm score --out` writes where it is meant to, and replaces nothing that is not a file of its own."""
+"""`hafrm score --out` writes to the intended place, and replaces only regular files that it wrote."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_pipe_without_a_reader_is_refused(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_pipes_reader_may_come_a_little_later_and_read_slowly(tmp_path: Path) -> None:
-    """More bytes than a pipe holds are written whole: writing waits, as opening did."""
+    """More bytes than a pipe holds are written completely: writing blocks, as opening does."""
     pipe, found = tmp_path / "pipe", []
     os.mkfifo(pipe)
 

@@ -1,4 +1,4 @@
-"""Published benchmarks: every metric against numbers worked by hand, files read as published, hostile rows named."""
+"""Published benchmarks: every metric is compared with hand-worked numbers, and bad rows are named."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_rewardbench_weighs_subsets_by_their_prompts() -> None:
 
 
 def test_pooled_accuracies_count_what_was_scored() -> None:
-    """As the paper's Table 3, whose Chat is so many of the 296 pairs that fit, whatever their subsets."""
+    """As in the paper's Table 3, Chat is the share of its 296 pairs that are right, regardless of their subsets."""
     won, lost = (2.0, 1.0), (1.0, 2.0)
     scores = [score("alpacaeval-easy", won if row < 7 else lost, row=row) for row in range(10)]
     scores += [score("mt-bench-easy", won if row < 1 else lost, row=row) for row in range(8)]
@@ -106,7 +106,7 @@ def test_ppe_leaves_ties_out() -> None:
 
 
 def test_ppe_correctness_compares_the_pairs_that_its_rows_name(tmp_path: Path) -> None:
-    """Places from 0 in `sampled_conflict_pairs`, from 1 in the names of responses; each set is named by its file."""
+    """`sampled_conflict_pairs` counts from 0, the names of responses from 1; each set is named after its file."""
     rows = PATHS["ppe-correctness"].read_text()
     for name in ("MATH", "GPQA"):
         (tmp_path / f"{name}.jsonl").write_text(rows)
@@ -149,7 +149,7 @@ def test_rewardmath_gathers_the_solutions_of_a_problem() -> None:
 
 
 def test_a_bag_of_words_is_never_fitted_on_the_prompts_that_it_scores() -> None:
-    """A word that only one prompt's better responses have tells nothing; one that others have too tells all."""
+    """A word of a single prompt's better responses predicts nothing; one that others share predicts all."""
     own = [{"prompt": f"Task {row // 4}", "chosen": f"it own{row // 4}", "rejected": "it"} for row in range(80)]
     pairs = load_pairs(own).pairs
     words = cross_fitted(pairs, [1] * len(pairs))
@@ -161,7 +161,7 @@ def test_a_bag_of_words_is_never_fitted_on_the_prompts_that_it_scores() -> None:
 
 
 def test_a_tie_is_wrong_in_the_files_for_rewardbench() -> None:
-    """As in `scripts/run_rm.py`, which wants the better response to have the higher reward."""
+    """As in `scripts/run_rm.py`, the better response must have the strictly higher reward."""
     items = load_suite(f"rewardbench@{PATHS['rewardbench']}").items[:2]
     scores = [score("math-prm", rewards, row=row) for row, rewards in enumerate([(1.0, 1.0), (2.0, 1.0)])]
     scored = [(replace(item, subset="math-prm"), each) for item, each in zip(items, scores, strict=True)]
@@ -232,7 +232,7 @@ RIGHT, WRONG = (2, 2, 2, 1, 1, 1), (1, 1, 1, 2, 2, 2)
 
 
 def test_rm_bench_pools_the_halves_of_safety() -> None:
-    """Every row counts alike, as in the authors' code: .95 of 284 and .40 of 157 rows are 75.5 %, and not 67.6."""
+    """Every row has the same weight, as in the authors' code: .95 of 284 and .40 of 157 rows give 75.5%, not 67.6."""
     scores = [score("safety-refuse", RIGHT if row < 270 else WRONG, correct=3, row=row) for row in range(284)]
     scores += [score("safety-response", RIGHT if row < 63 else WRONG, correct=3, row=row) for row in range(157)]
     scores += [score("math", RIGHT, correct=3)]
@@ -257,7 +257,7 @@ def test_a_domain_of_rm_bench_is_known_by_how_it_begins(domain: str) -> None:
 
 
 def test_filtered_files_of_rm_bench_say_their_domain(tmp_path: Path) -> None:
-    """Alone, or all of a folder; where the folder has the whole set too, that is read and its parts are not."""
+    """Parts are read alone or as a folder; if the folder also has the whole set, only that is read."""
     rows = [json.loads(line) for line in PATHS["rm-bench"].read_text().splitlines()]
     plain = [{**{name: value for name, value in row.items() if name != "domain"}, "id": 7} for row in rows]
     for name in ("chat", "safety-refuse", "safety-response"):
@@ -311,7 +311,7 @@ def agreed(prompts: int) -> list[ListScore]:
 
 @pytest.mark.parametrize("prompts", [2, 5, 6])
 def test_few_prompts_of_a_subset_prove_nothing(prompts: int) -> None:
-    """All of them agree, so resampling would find certainty. Other sections keep their intervals."""
+    """All prompts agree, so resampling would show no spread. Other sections keep their intervals."""
     found = summary("rewardbench", agreed(prompts))
     enough = prompts >= 6
     expected = {"overall": enough, "Chat": enough, "Reasoning": True, "mt-bench-med": enough, "alpacaeval-easy": True}
@@ -326,7 +326,7 @@ def test_few_prompts_of_a_subset_prove_nothing(prompts: int) -> None:
 
 
 def answered_alike() -> list[ListScore]:
-    """Two models that choose alike; of hep-go the one is wrong, and the other's pairs are too long for it."""
+    """Two models choose alike, except that one is wrong on hep-go, whose pairs are too long for the other."""
     subsets = {"alpacaeval-easy": (2.0, 1.0), "hep-go": (1.0, 2.0), "math-prm": (2.0, 1.0), "shp": (2.0, 1.0)}
     rows = [score(name, won, row=row) for name, won in subsets.items() for row in range(8)]
     too_long = {"rewards": [None, None], "unscored": "overlong"}

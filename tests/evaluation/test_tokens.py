@@ -1,4 +1,4 @@
-"""An evaluation keeps the log-ratios of its worst mistakes' tokens, computes none twice, and goes on without them."""
+"""An evaluation keeps the token log-ratios of its worst mistakes, computes none twice, and works without them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many conversations each computation was of."""
+    """The number of conversations in each computation."""
     sizes: list[int] = []
     compute = HybridScorer.token_log_ratios
 
@@ -77,7 +77,7 @@ def lines(out: Path) -> list[dict[str, Any]]:
 
 
 def require_same(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
-    """Rewards to rounding, which depends on what else is in a batch; all else exactly."""
+    """Rewards agree up to rounding, which depends on the batch; everything else exactly."""
     for one, other in zip(ours, theirs, strict=True):
         for name in ("chosen", "rejected"):
             mine, rival = dict(one[name]), dict(other[name])

@@ -1,4 +1,4 @@
-"""Splits that hold pairs of the training are refused, and training pairs that are evaluated as such are named."""
+"""Splits that contain training pairs are refused; evaluating on training data itself is reported."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_models_that_are_no_runs_say_nothing(tmp_path: Path) -> None:
 def test_evaluate_asks_before_anything_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_calibration: bool
 ) -> None:
-    """The model's folder holds nothing that could be loaded."""
+    """The model's folder contains nothing that could be loaded."""
     model = run_folder(tmp_path / "run", NAMED)
     held_out = PairSet(some_pairs(3), [report(DRAWN, "validation")])
     harmless = PairSet(some_pairs(4), [replace(report(OWN), sha256="x")])

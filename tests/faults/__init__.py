@@ -1,1 +1,1 @@
-"""What goes wrong on real machines: kills, full disks, damaged files, hostile ones."""
+"""Tests of what goes wrong on real machines: kills, full disks, damaged and hostile files."""

@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def stage_of(folder: Path) -> Iterator[Callable[[str], Stage]]:
-    """Each stage, measured when it is first asked for; all write into one folder, as paths stand in files."""
+    """Return each stage, measured on first use; all write to the same folder, because files contain paths."""
     known: dict[str, Stage] = {}
     with serving() as endpoint:
 
@@ -50,7 +50,7 @@ def stage_of(folder: Path) -> Iterator[Callable[[str], Stage]]:
 
 @pytest.fixture(scope="session")
 def stopped_once(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    """A run that was stopped behind its second checkpoint."""
+    """A run that was stopped after its second checkpoint."""
     folder = tmp_path_factory.mktemp("stopped")
     rows = folder / "pairs.jsonl"
     rows.write_text("\n".join(json.dumps(pair.as_row()) for pair in some_pairs(12)))
@@ -76,7 +76,7 @@ def stopped_once(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
 
 @pytest.fixture
 def stopped(stopped_once: TrainConfig, tmp_path: Path) -> TrainConfig:
-    """The same, in a folder of the test's own."""
+    """A copy of it for a single test."""
     out = str(tmp_path / "run")
     shutil.copytree(stopped_once.out, out)
     return replace(stopped_once, out=out)

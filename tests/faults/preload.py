@@ -1,4 +1,4 @@
-"""What the server that tests fork from has imported: all that a command needs."""
+"""Modules that the server from which tests fork imports: everything that a command needs."""
 
 from __future__ import annotations
 

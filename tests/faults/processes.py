@@ -1,8 +1,8 @@
-"""`hafrm ...` in processes forked from one that has imported everything, which end in the middle of their work.
+"""Run `hafrm ...` in processes that are forked from one with all imports, and end them in the middle of their work.
 
-A process can kill itself before its n-th change to the file system (an audit hook counts them, whoever makes them), be
-killed by the kernel in the middle of a write that makes a file longer than allowed (in Python, Rust or C++), or by its
-parent after some time.
+A process can kill itself before its n-th change to the file system (counted by an audit hook, whichever library makes
+it), be killed by the kernel in the middle of a write that exceeds the allowed file size (in Python, Rust or C++), or be
+killed by its parent after some time.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ PRELOADED = ["tests.faults.preload"]
 
 _CHANGES = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-LEAST_LIMIT = 4096  # bytes: what a command prints fits in
+LEAST_LIMIT = 4096  # bytes, enough for the output of a command
 
 
 @dataclass(frozen=True)
 class Kill:
-    """When a process dies: before a change to files, in a write behind so many bytes of a file, or after a time."""
+    """When a process dies: before a change to files, in a write past so many bytes of a file, or after some time."""
 
     change: int | None = None
     size: int | None = None
@@ -45,10 +45,10 @@ class Ended:
     """Its exit status, or the signal that ended it as a negative number."""
     said: str
     changes: int = 0
-    """How many changes to files it made; 0 where it was killed."""
+    """Number of changes to files that it made; 0 if it was killed."""
     seconds: float = 0.0
     elsewhere: list[str] = field(default_factory=list)
-    """What it opened to write, made or moved outside its own folder."""
+    """Paths that it opened for writing, created or moved outside its own folder."""
 
     @property
     def killed(self) -> bool:
@@ -57,12 +57,12 @@ class Ended:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a process runs under.
+    """The settings of a process.
 
     Args:
-        own: The folder in which all of the command's files are to lie.
-        work: The folder in there under which changes count.
-        log: The file for what it prints; a report of it stands beside.
+        own: The folder that must contain all of the command's files.
+        work: The subfolder in which changes count.
+        log: The file for its output, next to which a report is written.
         environment: More environment variables.
         values: Values of modules, by their dotted names.
         faults: Called first in the process, to break something there.
@@ -105,18 +105,18 @@ def start(argv: Sequence[str], setting: Setting, kill: Kill = Kill()) -> Any:
 
 
 def ended(process: Any, setting: Setting) -> Ended:
-    """How a process ended that has."""
+    """Return how a process that has ended did so."""
     said = setting.log.read_text(errors="replace") if setting.log.exists() else ""
     report = json.loads(_report(setting).read_text()) if _report(setting).exists() else {}
     return Ended(process.exitcode, said, **report)
 
 
 def draw_kills(undisturbed: Ended, sizes: Sequence[int], count: int, seed: str) -> list[Kill]:
-    """Moments to die at, drawn at random: every third of each kind.
+    """Draw moments to die at: every third of each kind.
 
     Args:
-        undisturbed: A run that came to its end.
-        sizes: How big its files are.
+        undisturbed: A run that was not killed.
+        sizes: The sizes of its files.
         count: How many moments.
         seed: The draw's seed.
     """
@@ -135,7 +135,7 @@ def _report(setting: Setting) -> Path:
 
 
 def _run(argv: list[str], setting: Setting, kill: Kill) -> None:
-    """The process's own part."""
+    """The part that runs in the process."""
     start = time.monotonic()
     _report(setting).unlink(missing_ok=True)
     log = os.open(setting.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -148,7 +148,7 @@ def _run(argv: list[str], setting: Setting, kill: Kill) -> None:
     for fault in setting.faults:
         fault()
     if kill.size is not None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it, and would get an error to handle
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores the signal and would raise an error instead
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_FSIZE, (kill.size, kill.size))
     counter = _Counter(setting, kill.change)

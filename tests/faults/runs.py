@@ -1,4 +1,4 @@
-"""Runs of tiny models, as training leaves them."""
+"""Run folders of tiny models, as training writes them."""
 
 from __future__ import annotations
 

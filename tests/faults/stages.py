@@ -1,4 +1,4 @@
-"""The commands that a fault strikes, and what their files say when nothing disturbs them."""
+"""The commands that are disturbed by faults, and the content of their files without faults."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ TRAINING = {"max_steps": 6, "per_device_train_batch_size": 4, "save_steps": 2, "
 
 
 def slow(*values: Any) -> Any:
-    """A case for `pytest -m slow` alone: the everyday tests are to take a minute."""
+    """Mark a case for `pytest -m slow` only: the everyday tests should take a minute."""
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
 @dataclass
 class Stage:
-    """A command whose files lie in one folder, and what they say when nothing disturbs it."""
+    """A command that writes all its files to one folder, and their content without faults."""
 
     argv: list[str]
     work: Path
     watched: str = "out"
-    """The folder in which a change to files counts as a moment to die at."""
+    """The folder in which changes to files count as moments to die at."""
     environment: dict[str, str] = field(default_factory=dict)
 
     def setting(self, *faults: Callable[[], None]) -> Setting:
@@ -50,11 +50,11 @@ class Stage:
         )
 
     def run(self, *faults: Callable[[], None], kill: Kill | None = None) -> Ended:
-        """Run it, with something broken or until it is killed."""
+        """Run the command with something broken, or until it is killed."""
         return hafrm(self.argv, self.setting(*faults), kill)
 
     def measure(self) -> None:
-        """Run it undisturbed."""
+        """Run the command undisturbed."""
         self.undisturbed = self.run()
         assert self.undisturbed.status == 0, self.undisturbed.said
         self.expected = outcome(self.work)
@@ -62,23 +62,23 @@ class Stage:
         self.clear()
 
     def clear(self) -> None:
-        """Begin again with nothing."""
+        """Start over with an empty folder."""
         shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir(exist_ok=True)
 
     def require_no_half_file(self) -> None:
-        """What is there is whole, or is not taken for whole."""
+        """Check that existing files are complete, or are not treated as complete."""
         require_no_half_file(self.work / "out")
         require_no_half_file(self.work / "cache")
 
     def require_resumed(self) -> None:
-        """The same command again gives what an undisturbed one does, and leaves nothing beside it."""
+        """Check that repeating the command gives the undisturbed result, without leftovers."""
         ended = self.run()
         assert ended.status == 0, ended.said
         self.require_outcome()
 
     def require_outcome(self) -> None:
-        """The files are those of an undisturbed run, and no others."""
+        """Check that the files are exactly those of an undisturbed run."""
         found = outcome(self.work)
         assert found.keys() == self.expected.keys()
         for name, content in self.expected.items():
@@ -87,7 +87,7 @@ class Stage:
 
 
 def _difference(found: Any, expected: Any) -> str:
-    """Where two contents of a file part, as far as that can be read."""
+    """Describe where two contents of a file first differ, if readable."""
     if isinstance(found, dict) and isinstance(expected, dict):
         names = sorted(found.keys() | expected.keys())
         return "; ".join(
@@ -102,7 +102,7 @@ def _difference(found: Any, expected: Any) -> str:
 
 
 def command(name: str, folder: Path, endpoint: str) -> list[str]:
-    """A command on files of the folder, that writes into its folder `work`."""
+    """Define a command that reads files of the folder and writes into its subfolder `work`."""
     out = ["--out", str(folder / "work" / "out")]
     rows, run = str(folder / "pairs.jsonl"), str(folder / "run")
     if name in ("train", "precompute"):

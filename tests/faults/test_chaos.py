@@ -1,6 +1,6 @@
 """Random faults, drawn from a seed: results are those of an undisturbed run, or the command refuses.
 
-Run by `make chaos` alone; `SEED=3 ROUNDS=50 make chaos` draws others. A round that fails names its seed, so that
+Only run by `make chaos`; `SEED=3 ROUNDS=50 make chaos` draws other faults. A round that fails names its seed, so that
 `SEED=... ROUNDS=1` repeats it.
 """
 
@@ -38,7 +38,7 @@ SEED = int(os.environ.get("SEED", "0"))
 ROUNDS = int(os.environ.get("ROUNDS", "10"))
 SEEDS = range(SEED, SEED + ROUNDS)
 WEIGHTS_AND_STATES = (".safetensors", ".pt", ".pth", ".npz")
-"""Files that have checksums: a changed byte in them is noticed."""
+"""Files with checksums, in which a changed byte is detected."""
 
 
 def cut(path: Path, draw: random.Random) -> None:
@@ -56,14 +56,14 @@ def lose(path: Path, draw: random.Random) -> None:
 
 
 def stray(path: Path, draw: random.Random) -> None:
-    """A copy under another name, with other bytes."""
+    """Make a copy with another name and other bytes."""
     other = path.with_name(path.stem + draw.choice(["-old", ".bak", " (copy)", "-00001-of-00002"]) + path.suffix)
     shutil.copy(path, other)
     flip(other, draw)
 
 
 def damage(stage: Stage, draw: random.Random) -> str:
-    """Damage a file that the command left; what happened, in words."""
+    """Damage a file that the command left; return what was done, in words."""
     found = [path for path in files(stage.work).values() if path.stat().st_size and path.suffix != ".sqlite"]
     if not found:
         return "nothing to damage"
@@ -114,7 +114,7 @@ ROWS = [{"prompt": f"What is {i} + {i}?", "response": f"It is {2 * i}."} for i i
 
 @contextmanager
 def served(model: Path, log: Path, open_files: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """A server that may open so many files, its address, and its process."""
+    """Start a server that may open so many files; return its address and its process."""
     command = [sys.executable, "-m", "hafrm", "serve", str(model), "--port", "0"]
     with log.open("wb") as errors:
         process = subprocess.Popen(
@@ -132,7 +132,7 @@ def served(model: Path, log: Path, open_files: int) -> Iterator[tuple[str, subpr
 
 
 def bother(address: tuple[str, int], draw: random.Random, stop: threading.Event) -> None:
-    """Connect, do something rude, and go."""
+    """Connect, misbehave, and leave."""
     body = json.dumps({"conversations": [{"prompt": "a " * 400, "response": "b"}] * 300}).encode()
     head = b"POST /v1/rewards HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
     rude = [

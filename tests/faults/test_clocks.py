@@ -1,4 +1,4 @@
-"""A clock that goes back changes nothing: no command goes by the order of times."""
+"""A clock that is set back changes nothing: no command depends on the order of times."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def set_back() -> None:
 
 @pytest.mark.parametrize("name", [*map(slow, STAGES[:-1]), STAGES[-1]])
 def test_a_clock_that_goes_back(name: str, stage_of: Callable[[str], Stage]) -> None:
-    """What a killed run wrote is from the future when it goes on."""
+    """Files of a killed run have times in the future when it resumes."""
     stage = stage_of(name)
     stage.run(kill=Kill(change=stage.undisturbed.changes * 2 // 3))
     for path in stage.work.rglob("*"):

@@ -1,4 +1,4 @@
-"""Damaged checkpoints and caches, or of another version: a named error, and never a reward that is wrong."""
+"""Damaged or outdated checkpoints and caches give an error that names them, and never a wrong reward."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_flipped_bit_of_a_weight_is_named(run: Path) -> None:
 
 
 def test_what_was_changed_on_purpose_is_let_through(run: Path) -> None:
-    """The remedy that the error names: the new checksum in the old one's place."""
+    """Apply the remedy that the error names: put the new checksum in place of the old one."""
     (run / "chat_template.jinja").write_text((run / "chat_template.jinja").read_text() + "{# changed #}")
     with pytest.raises(DamagedError) as error:
         load_run(run)
@@ -84,7 +84,7 @@ def test_what_was_changed_on_purpose_is_let_through(run: Path) -> None:
 
 
 def test_runs_of_another_version(run: Path) -> None:
-    """What a later one's words mean is not guessed."""
+    """Fields of a later version are not guessed."""
     described = json.loads((run / RUN_FILE).read_text())
     (run / RUN_FILE).write_text(json.dumps(described | {"format": 2}))
     with pytest.raises(ModelError, match="`format` is 2"):
@@ -94,7 +94,7 @@ def test_runs_of_another_version(run: Path) -> None:
 @pytest.mark.parametrize("damage", [cut, flip], ids=["cut", "flip"])
 @pytest.mark.parametrize("name", ["optimizer.pt", "optimizer.bin", "scheduler.pt", "rng_state.pth", "rng_state_1.pth"])
 def test_damaged_archives_are_named(name: str, damage: Callable[[Path], None], tmp_path: Path) -> None:
-    """Those of one process, of several, and of FSDP, whose optimizer is in a .bin."""
+    """Checkpoints of one process, of several, and of FSDP, whose optimizer is in a .bin file."""
     torch.save({"state": torch.randn(10_000)}, tmp_path / name)
     require_whole_archives(tmp_path)
     damage(tmp_path / name)
@@ -103,7 +103,7 @@ def test_damaged_archives_are_named(name: str, damage: Callable[[Path], None], t
 
 
 def swap(path: Path) -> None:
-    """Put the file of the checkpoint before in a file's place."""
+    """Replace a file with that of the previous checkpoint."""
     step = int(path.parent.name.removeprefix("checkpoint-"))
     shutil.copy(path.parent.with_name(f"checkpoint-{step - 1}") / path.name, path)
 
@@ -113,7 +113,7 @@ STATE = ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", 
 
 @pytest.fixture(scope="session")
 def undisturbed(stopped_once: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """The weights of the run that nothing disturbs."""
+    """Return the weights of the undisturbed run."""
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     train(replace(stopped_once, out=str(out)))
     return load_file(out / "model.safetensors")
@@ -128,7 +128,7 @@ def test_a_run_resumes_from_no_checkpoint_that_is_not_as_it_was_written(
     undisturbed: dict[str, torch.Tensor],
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """It resumes from the one before, says which it passed over, and comes to the weights of an undisturbed run."""
+    """Training resumes from the previous checkpoint, names the skipped one, and ends with the undisturbed weights."""
     checkpoint = Path(stopped.out) / "checkpoint-2"
     assert last_listed_checkpoint(Path(stopped.out), say=lambda line: None) == checkpoint
     before = (checkpoint / name).read_bytes()
@@ -157,12 +157,12 @@ def test_training_state_that_is_not_listed_is_named(name: str, stopped: TrainCon
 
 
 RESUMED = [("optimizer.pt", Path.unlink), ("trainer_state.json", swap)]
-"""Those after which the run is taken to its end, which takes a second."""
+"""Files for which the test also completes the run, which takes a second."""
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "model.safetensors"])
 def test_a_damaged_checkpoint_without_another_is_refused_by_name(name: str, stopped: TrainConfig) -> None:
-    """Training would begin again, and all that was done would be lost: that takes a command."""
+    """Starting over would lose all work, so that needs an explicit command."""
     flip(Path(stopped.out) / "checkpoint-2" / name)
     shutil.rmtree(Path(stopped.out) / "checkpoint-1")
     with pytest.raises(DamagedError, match=rf"checkpoint-2/{name} .*checksum.*Delete the folder .*-2:"):
@@ -180,7 +180,7 @@ def test_a_checkpoint_of_another_step_than_its_name_says(step: object, stopped: 
 
 @pytest.mark.parametrize("names", [["optimizer.pt"], ["optimizer.bin"], ["optimizer_0"], ["global_step2", "latest"]])
 def test_each_way_to_keep_an_optimizer_counts(names: list[str], tmp_path: Path) -> None:
-    """Those of one process, of FSDP whole and in parts, and of ZeRO, which may keep the schedule with it."""
+    """Optimizer states of one process, of FSDP (whole and in parts), and of ZeRO, which may include the schedule."""
     folder = tmp_path / "checkpoint-2"
     folder.mkdir()
     needed = ["trainer_state.json", "rng_state_1.pth", *names, *(["scheduler.pt"] if "latest" not in names else [])]
@@ -196,7 +196,7 @@ def test_each_way_to_keep_an_optimizer_counts(names: list[str], tmp_path: Path) 
 
 
 def test_a_moved_run_keeps_its_best_checkpoint(stopped: TrainConfig, tmp_path: Path) -> None:
-    """What its state calls the best one is looked for in the run's own folder, and nowhere else."""
+    """The best checkpoint that the state names is searched only in the run's own folder."""
     elsewhere = tmp_path / "elsewhere" / "checkpoint-2"
     elsewhere.mkdir(parents=True)
     path = Path(stopped.out) / "checkpoint-2" / "trainer_state.json"
@@ -232,7 +232,7 @@ def test_damaged_adapters_are_noticed(damage: Callable[[Path], None], tmp_path: 
 
 
 def test_replies_of_another_version(tmp_path: Path) -> None:
-    """A table with other columns is no cache of ours, and says so."""
+    """A table with other columns is refused as a cache."""
     path = tmp_path / "replies.sqlite"
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE chat_replies (key TEXT, answer BLOB)")

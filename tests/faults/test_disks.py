@@ -1,4 +1,4 @@
-"""Disks that are full or read-only: one line that says so, nothing half-written, and the command goes on afterwards."""
+"""On full or read-only disks, commands print one line, leave nothing half-written, and can resume later."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _OVERRIDES = 1 << 1 | 1 << 2 | 1 << 3  # root's leave to ignore permissions: CAP
 
 
 def limit_files(size: int) -> None:
-    """No file may grow past this size: a write beyond it fails, as on a full disk."""
+    """Limit the size of files: a write beyond it fails, as on a full disk."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def obey_permissions() -> None:
-    """Take root's leave to write everywhere off this process."""
+    """Drop root's permission to write everywhere."""
     libc = ctypes.CDLL(None, use_errno=True)
     header = (ctypes.c_uint32 * 2)(_CAPABILITIES_3, 0)
     sets = (ctypes.c_uint32 * 6)()
@@ -43,7 +43,7 @@ def obey_permissions() -> None:
 
 
 def require_one_line(ended: Ended, stage: Stage) -> None:
-    """The command failed with a message for people."""
+    """Check that the command failed with a readable message."""
     assert ended.status == 2, ended.said
     assert "Traceback" not in ended.said
     last = ended.said.splitlines()[-1]
@@ -54,7 +54,7 @@ def require_one_line(ended: Ended, stage: Stage) -> None:
 @pytest.mark.parametrize("share", [slow(0.0), 0.5, slow(1.0)])
 @pytest.mark.parametrize("name", [*map(slow, STAGES[:4]), *STAGES[4:]])
 def test_files_that_can_not_grow(name: str, share: float, stage_of: Callable[[str], Stage]) -> None:
-    """A write in the middle of a file fails: of the first that is longer than the limit, in the end the longest."""
+    """A write in the middle of a file fails: first of every file over the limit, finally of the longest."""
     stage = stage_of(name)
     size = LEAST_LIMIT + int(share * (max(stage.sizes) - 1 - LEAST_LIMIT))
     require_one_line(stage.run(partial(limit_files, size)), stage)
@@ -81,7 +81,7 @@ def test_writers_errors_are_the_folders(save: Callable[..., None], place: str, t
     ids=lambda error: type(error).__name__,
 )
 def test_other_errors_are_not_the_disks(error: Exception, tmp_path: Path) -> None:
-    """They are raised while a checkpoint is written, and free space would not help."""
+    """Such errors occur while a checkpoint is written, but more free space would not help."""
     with pytest.raises(type(error)) as caught, writing(tmp_path):
         raise error
     assert caught.value is error
@@ -89,7 +89,7 @@ def test_other_errors_are_not_the_disks(error: Exception, tmp_path: Path) -> Non
 
 @contextlib.contextmanager
 def small_disk(folder: Path, *, pages: int) -> Iterator[None]:
-    """A disk of so many pages of 4 KiB at the folder; skips the test where none may be mounted."""
+    """Mount a disk of so many 4 KiB pages at the folder; skip the test if that is not allowed."""
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={4 * pages}k", "tmpfs", str(folder)], capture_output=True, check=False
     )
@@ -113,7 +113,7 @@ def test_a_full_disk(name: str, share: float, stage_of: Callable[[str], Stage]) 
 
 
 def test_a_cache_that_can_not_be_written_stops_no_training(stage_of: Callable[[str], Stage]) -> None:
-    """It is named in one warning, however many parts there are, and the weights are those of an undisturbed run."""
+    """One warning names it, however many parts there are, and the weights are those of an undisturbed run."""
     stage = stage_of("precompute")
     folder = stage.work / "cache"
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""Files from strangers: no pickle is loaded, no code of theirs runs, and no name of theirs leads out of a folder."""
+"""Untrusted files: no pickle is loaded, none of their code runs, and none of their names leads out of a folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.tiny import save_tiny, some_pairs
 
 
 class Bomb:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -47,7 +47,7 @@ def mark(tmp_path: Path) -> Path:
 
 
 def archive(mark: Path) -> bytes:
-    """A bomb as torch saves it now: a pickle in a zip archive."""
+    """Write a malicious pickle as torch saves it now, in a zip archive."""
     file = io.BytesIO()
     torch.save({"weight": Bomb(mark)}, file)
     return file.getvalue()
@@ -108,9 +108,7 @@ def test_a_planted_training_state_is_refused(
     stopped: TrainConfig,
     mark: Path,
 ) -> None:
-    """Also if the list is forged with it: transformers reads these with torch's unpickler of weights, which runs
-    nothing.
-    """
+    """Even with a forged list: transformers reads these with torch's weights-only unpickler, which runs no code."""
     (checkpoint,) = Path(stopped.out).glob("checkpoint-2")
     (checkpoint / name).write_bytes(bomb(mark))
     list_training_state(checkpoint)
@@ -143,7 +141,7 @@ class EvilModel(LlamaForCausalLM):
 
 @pytest.mark.parametrize("where", ["config", "tokenizer"])
 def test_code_of_a_checkpoint_does_not_run_unasked(where: str, tmp_path: Path, mark: Path) -> None:
-    """And the error says what asking for it means."""
+    """The error also says what enabling it means."""
     base = save_tiny(tmp_path / "base")
     (base / "evil.py").write_text(CODE.format(mark=str(mark)))
     path = base / ("config.json" if where == "config" else "tokenizer_config.json")
@@ -165,7 +163,7 @@ ESCAPES = ["../escaped", "../../../escaped", "/tmp/hafrm-escaped", "..\\escaped"
 
 @pytest.mark.parametrize("name", ESCAPES)
 def test_a_template_can_not_choose_its_place(name: str, tmp_path: Path) -> None:
-    """Tokenizers may hold several chat templates, each of which is saved under its own name."""
+    """Tokenizers may have several chat templates, each of which is saved under its own name."""
     base = save_tiny(tmp_path / "base")
     path = base / "tokenizer_config.json"
     template = (base / "chat_template.jinja").read_text()
@@ -182,6 +180,6 @@ def test_a_template_can_not_choose_its_place(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [*map(slow, STAGES[:4]), *STAGES[4:]])
 def test_nothing_is_written_elsewhere(name: str, stage_of: Callable[[str], Stage]) -> None:
-    """All files that a command opens to write lie in its own folders, whatever its inputs are called."""
+    """A command only opens files for writing in its own folders, whatever its inputs are called."""
     stage = stage_of(name)
     assert stage.undisturbed.elsewhere == []

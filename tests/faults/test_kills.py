@@ -1,7 +1,7 @@
-"""kill -9 at any moment of any command: the same command again gives what an undisturbed one does.
+"""After kill -9 at any moment, repeating the command gives the result of an undisturbed one.
 
-The everyday tests kill each command three times in a row, each in another way; the slow ones twenty times, each a
-command of its own.
+The everyday tests kill each command three times in a row, each time in another way; the slow ones kill twenty separate
+commands.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from tests.faults.stages import STAGES, Stage, slow
 
 
 def killed(stage: Stage, kill: Kill) -> bool:
-    """Whether the command died of it, rather than coming to its end first; nothing is left half-written either way.
+    """Return whether the command was killed before it finished; nothing is left half-written in either case.
 
-    A training that had written all and only had to exit has come to its end: it is refused when it is given again.
+    A training that had written everything and only had to exit counts as finished: repeating it is refused.
     """
     ended = stage.run(kill=kill)
     stage.require_no_half_file()

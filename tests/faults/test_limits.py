@@ -1,4 +1,4 @@
-"""Too little memory and numbers that are none: errors that say where, and what to turn."""
+"""Too little memory and non-finite numbers give errors that say where, and which option to change."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def config(tmp_path: Path) -> TrainConfig:
 
 
 def fit(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let batches of more tokens than this ask PyTorch for more memory than there is."""
+    """Make batches of more tokens than this request more memory than there is."""
     forward = HybridModel.forward
 
     def allocate(self: HybridModel, batch: Any, **options: Any) -> Any:
@@ -106,7 +106,7 @@ def test_memory_that_no_split_saves(config: TrainConfig, monkeypatch: pytest.Mon
 
 
 def test_memory_runs_out_before_training(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The option limits the reference's batches too, and what was computed of it is kept."""
+    """The option also limits the reference's batches, and reference values already computed are kept."""
     monkeypatch.setattr(references, "_PART", 4)
     fit(150, monkeypatch)
     large = replace(config, data_options=replace(config.data_options, tokens_per_batch=1024))
@@ -138,13 +138,13 @@ def test_every_kind_of_too_little_memory(error: Exception) -> None:
 
 @pytest.mark.parametrize("kind", [RuntimeError, NotImplementedError, torch.distributed.DistBackendError])
 def test_other_errors_are_not_for_want_of_memory(kind: type[Exception]) -> None:
-    """All of these are RuntimeErrors, as torch's own is."""
+    """All of these are RuntimeErrors, like torch's out-of-memory error."""
     with pytest.raises(kind, match="shapes differ"), enough_memory("a batch", "Turn the knob."):
         raise kind("shapes differ")
 
 
 def test_a_gradient_that_is_not_finite(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The step and its rows are named, no weight has taken it in, and the last checkpoint is as good as ever."""
+    """The error names the step and its rows, no weight has changed, and the last checkpoint is intact."""
     part_step = HybridTrainer._part_step
 
     def spoilt(self: HybridTrainer, *args: Any) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Results go where nothing is lost: not over what a command reads, nor over a user's own files."""
+"""Results never overwrite what a command reads, nor a user's own files."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_a_users_own_results_are_not_written_over(
 
 
 def test_an_earlier_evaluations_files_are_written_again(desk: Path, tmp_path: Path) -> None:
-    """Stopped ones among them, which have scores of parts and no results yet; never through a link."""
+    """This includes stopped evaluations, which have partial scores but no results; never through a link."""
     command = ["evaluate", "run", "--data", "pairs.jsonl", "--out", str(tmp_path / "out")]
     assert main(command) == 0
     assert main(command) == 0
@@ -171,7 +171,7 @@ def test_samples_are_not_written_through_a_link_or_over_their_prompts(made: Path
 
 
 def test_results_in_the_folder_of_the_samples_that_they_are_of(made: Path, tmp_path: Path) -> None:
-    """Other files than those that are read may be there."""
+    """Files other than those that are read may be present."""
     config = ScoreConfig(model=str(made / "run"), data=str(tmp_path / "samples.jsonl"), out=str(tmp_path / "x"))
     (tmp_path / "samples.jsonl").write_text("{}")
     require_results(tmp_path, config, ["results.json"], "results.json", ["rows"], by="hafrm evaluate")

@@ -1,4 +1,4 @@
-"""Writing touches what is a command's own: `overwrite` and exports leave a user's files, and nothing is renamed over
+"""Writing only touches a command's own files: `overwrite` and exports leave a user's files, and nothing is renamed over
 what is not a file.
 """
 
@@ -47,7 +47,7 @@ def files(folder: Path) -> set[str]:
 def test_overwriting_keeps_a_users_own_files(
     finished: bool, stopped: TrainConfig, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """It deletes all that the run wrote, and says what it kept."""
+    """It deletes everything that the run wrote, and names what it kept."""
     out = Path(stopped.out)
     if finished:
         train(stopped)
@@ -85,7 +85,7 @@ LOOKALIKES = [
 
 
 def test_overwriting_keeps_what_only_looks_like_a_runs_own(stopped: TrainConfig) -> None:
-    """Names close to ours, files named by a list of somebody else's, and a stranger's word in our list."""
+    """Similar names, files in another program's list, and a foreign name in hafrm's list."""
     out = Path(stopped.out)
     for name in [*LOOKALIKES, "notes.txt"]:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
@@ -236,7 +236,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_output_folder_that_can_not_be_one(
     command: str, make: Callable[[Path], None], desk: Path, monkeypatch: pytest.MonkeyPatch, capfd
 ) -> None:
-    """One line that names it, and what is there stays."""
+    """One line names it, and existing files stay."""
     monkeypatch.chdir(desk)
     out = desk / f"{command}-{make.__name__}"
     make(out)
@@ -284,7 +284,7 @@ def test_an_export_is_not_made_where_a_users_file_is(desk: Path, tmp_path: Path)
 
 @pytest.fixture
 def spoilt(tmp_path: Path) -> Callable[[str, float], Path]:
-    """A run one of whose weights is not finite, as its list says."""
+    """Make a run with a non-finite weight that matches its list."""
 
     def make(name: str, value: float) -> Path:
         run = saved_run(save_tiny(tmp_path / "base"), tmp_path / "run", lora=LoraOptions(rank=2))

@@ -1,4 +1,4 @@
-"""Keys and tokens stand in no file that a command writes and in nothing that it prints."""
+"""Keys and tokens appear in no file that a command writes, nor in its output."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_keys_of_the_environment(name: str, stage_of: Callable[[str], Stage]) ->
     ids=["user", "query", "server", "hub token"],
 )
 def test_keys_in_options_are_refused(name: str, option: list[str], stage_of: Callable[[str], Stage]) -> None:
-    """By an error that does not repeat them."""
+    """They are refused with an error that does not repeat them."""
     stage = stage_of(name)
     argv = [*stage.argv, *option]
     if option[0] == "--models":
@@ -60,7 +60,7 @@ def test_keys_in_options_are_refused(name: str, option: list[str], stage_of: Cal
 
 
 def test_a_server_does_not_tell_its_key(folder: Path, tmp_path: Path) -> None:
-    """Neither in its log nor in answers to those that have it, have another, or send it where it does not belong."""
+    """The key is neither in the log nor in any answer, whether clients send it, another one, or send it misplaced."""
     setting = Setting(own=tmp_path, work=tmp_path, log=tmp_path / "serve.log", environment=KEYS)
     process = start(["serve", str(folder / "run"), "--port", "0"], setting)
     try:
@@ -88,7 +88,7 @@ def test_a_server_does_not_tell_its_key(folder: Path, tmp_path: Path) -> None:
 
 
 def _address(log: Path) -> str:
-    """Where the server says that it is."""
+    """Return the address that the server prints."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
         if log.exists() and (found := re.search(r"http://[\w.:]+", log.read_text())):

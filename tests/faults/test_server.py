@@ -47,13 +47,13 @@ class Served:
         return float(self.client.post("/get_reward", json=ONE).raise_for_status().json()["rewards"][0])
 
     def memory(self) -> int:
-        """The most memory that the process has had, in MiB."""
+        """Return the peak memory of the process, in MiB."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.findall(r"VmHWM:\s+(\d+)", status)[0]) // 1024
 
 
 def serve_command(run: Path, folder: Path, *options: str, files: int | None = None) -> tuple[list[str], Setting]:
-    """`hafrm serve` on a free port, with at most so many open files, and where it logs."""
+    """Start `hafrm serve` on a free port, with at most so many open files; return its process and log."""
     folder.mkdir(exist_ok=True)
     faults = [partial(resource.setrlimit, resource.RLIMIT_NOFILE, (files, files))] if files else []
     setting = Setting(own=folder, work=folder, log=folder / "log", faults=faults)
@@ -62,7 +62,7 @@ def serve_command(run: Path, folder: Path, *options: str, files: int | None = No
 
 @contextmanager
 def served(run: Path, folder: Path, *options: str, files: int | None = None) -> Iterator[Served]:
-    """A server that runs, until it is stopped as by its operator."""
+    """Run a server until it is stopped as an operator would."""
     command, setting = serve_command(run, folder, *options, files=files)
     process = start(command, setting)
     try:
@@ -93,7 +93,7 @@ def server(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
 
 
 def asked(server: Served, sent: bytes, *, shut: bool) -> bytes:
-    """All that comes back for what is sent, until the server closes the connection."""
+    """Return everything that the server answers until it closes the connection."""
     with server.connect() as connection:
         connection.sendall(sent)
         if shut:
@@ -117,7 +117,7 @@ def whole(body: Any) -> bytes:
     ids=["turns", "parts", "tools", "valid"],
 )
 def test_a_large_body_does_not_hold_the_server(path: str, sent: Any, status: int, server: Served) -> None:
-    """The times allowed are some ten times what an idle machine needs, and far below what a held loop would need."""
+    """The allowed times are about ten times those of an idle machine, and far below those of a blocked event loop."""
     found: list[Any] = []
     content, before = json.dumps(sent).encode(), server.memory()
 
@@ -145,7 +145,7 @@ def test_a_large_body_does_not_hold_the_server(path: str, sent: Any, status: int
 def test_connections_beyond_the_open_files_wait_and_are_logged_once(run: Path, tmp_path: Path) -> None:
     with served(run, tmp_path, "--body_timeout", "1", files=256) as server, ExitStack() as stack:
         expected = server.reward()
-        server.client.close()  # its connection is a place
+        server.client.close()  # its connection occupies a slot
         server.client = httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=60)
         for number in range(400):
             connection = stack.enter_context(server.connect())

@@ -1,4 +1,4 @@
-"""A folder is what its list says: files beside those that were saved change no reward, or are refused by name."""
+"""Files that were not saved with a model either change no reward or are refused by name."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(made: Path, tmp_path: Path) -> Path:
-    """A copy of the run to put things into."""
+    """A copy of the run, to which files can be added."""
     shutil.copytree(made / "run", tmp_path / "run")
     shutil.copy(made / "rows.jsonl", tmp_path)
     return tmp_path / "run"
 
 
 def rewards(model: Path, capfd: pytest.CaptureFixture[str], *, command: bool = False) -> list[float] | str:
-    """What `hafrm score` gives for the rows, or the line with which it ends.
+    """Return what `hafrm score` gives for the rows, or its error line.
 
     Args:
-        model: The model, beside the rows.
-        capfd: What is said.
+        model: The model, next to the rows.
+        capfd: The captured output.
         command: Through the command line, whose options take longer to read than a tiny model.
     """
     data, out = model.parent / "rows.jsonl", model.parent / "scored.jsonl"
@@ -77,7 +77,7 @@ def rewards(model: Path, capfd: pytest.CaptureFixture[str], *, command: bool = F
 
 
 def turned(file: Path) -> dict[str, torch.Tensor]:
-    """A run's weights with the sign of the reward head turned."""
+    """Return a run's weights with the sign of the reward head flipped."""
     weights = load_file(file)
     weights["score.weight"] = -weights["score.weight"]
     return weights
@@ -128,7 +128,7 @@ def test_weights_of_other_forms_change_nothing(
 
 
 def test_adapters_that_are_not_listed_are_not_laid_on_in_half_precision(made: Path, tmp_path: Path) -> None:
-    """There a run with adapters is computed from its base, and one without from its own weights."""
+    """In half precision, a run with adapters is computed from its base, and one without from its own weights."""
     base, run = made / "base", tmp_path / "run"
     digest = weights_digest(new_model(str(base), load_tokenizer(str(base)), lora=LoraOptions()))
     saved_run(base, run, base_digest=digest)
@@ -183,7 +183,7 @@ def test_exports_and_adapters_too(
 
 
 def test_an_index_names_the_parts_that_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The head is in the last part; one more file that sorts after it is not read, and a single file is refused."""
+    """The head is in the last part; a further file that sorts after it is not read, and a single file is refused."""
     model, tokenizer = trained(save_tiny(tmp_path / "base"))
     save = type(model.stock_lm).save_pretrained
     save_parts = partialmethod(save, max_shard_size=20_000)
@@ -204,7 +204,7 @@ def test_an_index_names_the_parts_that_are_read(tmp_path: Path, monkeypatch: pyt
 
 
 def test_stock_folders_are_read_as_transformers_reads_them(made: Path, tmp_path: Path, capfd) -> None:
-    """Without a list of ours a file goes before an index, other files are passed over, tokens of a map are taken."""
+    """Without a list, a single file precedes an index, other files are ignored, and a map's tokens are used."""
     stock = tmp_path / "stock"
     shutil.copytree(made / "export" / "reward", stock)
     shutil.copy(made / "rows.jsonl", tmp_path)
@@ -219,7 +219,7 @@ def test_stock_folders_are_read_as_transformers_reads_them(made: Path, tmp_path:
 
 
 def test_what_transformers_looks_for_is_listed_or_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every file that it asks for while it loads a run is in the list, or would be refused beside it."""
+    """Every file that transformers requests while loading a run is in the list, or would be refused."""
     asked: set[str] = set()
 
     def noting(function: Callable[..., object]) -> Callable[..., object]:
@@ -246,7 +246,7 @@ def test_what_transformers_looks_for_is_listed_or_refused(run: Path, monkeypatch
 
 
 def test_every_vocabulary_of_transformers_is_known(tmp_path: Path) -> None:
-    """The files that its tokenizers declare, by the source of the installed version."""
+    """Return the files that transformers' tokenizers declare, from the installed source."""
     source = Path(transformers.__file__).parent
     found: set[str] = set()
     for path in [*source.glob("tokenization_*.py"), *source.glob("models/*/tokenization_*.py")]:
@@ -293,7 +293,7 @@ RUN_MARKS: dict[str, str] = {
 
 @pytest.mark.parametrize("mark", RUN_MARKS)
 def test_a_run_that_lost_its_list_is_refused(mark: str, run: Path, tmp_path: Path, capfd) -> None:
-    """It would be read as a stock model, with other options than the run's."""
+    """The folder would be read as a stock model, without the run's options."""
     model = run.rename(tmp_path / ("checkpoint-2" if ".." in mark else "model"))
     (model / mark).parent.mkdir(exist_ok=True)
     (model / mark).write_text(RUN_MARKS[mark])

@@ -1,4 +1,4 @@
-"""What a killed command may leave: files that are whole, or that no reader takes for whole."""
+"""A killed command may only leave files that are complete, or that no reader treats as complete."""
 
 from __future__ import annotations
 
@@ -18,25 +18,24 @@ from hafrm.models.runinfo import RUN_FILE, require_undamaged
 
 _MOMENT = re.compile(rb"\d+ [A-Z][a-z]+ \d{4}, \d\d:\d\d UTC")
 _OF_TIME = re.compile(r"runtime|per_second|^started$|^run$|^git_revision$|^resumed$|^training_sha256$")
-"""What differs between two runs of one command: times (in the trainer's state, so its checksum too), what a judge's
-last run took, that it was resumed, and edits in between."""
+"""Fields that differ between two runs: times (and checksums of files with times), costs, resumptions, and edits."""
 _TRAINERS_OWN = {"trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth"}
-"""Files that transformers writes in place; nobody reads them where the last of them, the first here, does not parse."""
+"""Files that transformers writes in place; they are not read unless the last one written, the first here, parses."""
 
 
 def files(folder: Path) -> dict[str, Path]:
-    """The files of a folder that a reader sees, by their paths in it."""
+    """Return the files of a folder that a reader sees, by relative path."""
     found = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
     return {name: path for name, path in found.items() if not any(part.startswith(".") for part in Path(name).parts)}
 
 
 def leftovers(folder: Path) -> list[str]:
-    """What writers left of their unfinished files."""
+    """Return leftovers of unfinished writes."""
     return [str(path.relative_to(folder)) for path in folder.rglob(".*hafrm-*")]
 
 
 def require_no_half_file(folder: Path) -> None:
-    """Read every file as its reader would, and every checkpoint that counts as whole."""
+    """Read every file as its reader would, and every checkpoint that counts as complete."""
     for name, path in files(folder).items():
         if path.name not in _TRAINERS_OWN:
             assert _reads(path), name
@@ -70,7 +69,7 @@ def _reads(path: Path) -> bool:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """What a command's files say, less what differs between any two runs."""
+    """Return the content of a command's files, without what differs between any two runs."""
     return {name: _content(path) for name, path in files(folder).items() if path.suffix not in (".sqlite", ".db")}
 
 

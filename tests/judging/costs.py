@@ -1,8 +1,8 @@
-"""Table 8's ways to the best of several responses, as plans whose questions can be counted.
+"""Table 8's ways of finding the best of several responses, as plans whose questions can be counted.
 
 Binary comparisons find the best by knock-out, the best two by two groups and a merge of their best, and the whole order
 by merge insertion (Ford and Johnson), which needs the fewest for four and eight; that these are the paper's ways is
-inferred from its numbers. Rankings of four go by groups, a final and, for the whole order of eight, the middle.
+inferred from its numbers. Rankings of four use groups, a final and, for the complete order of eight, the middle.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def best_by_comparisons(prompt: Prompt, responses: Sequence[Response]) -> Plan:
 
 
 def top_two_by_comparisons(prompt: Prompt, responses: Sequence[Response]) -> Plan:
-    """The best two: of four by 4 comparisons, of eight by two groups and two comparisons between their best, 10."""
+    """Find the best two: of four by 4 comparisons; of eight by 10, two groups and two comparisons of their best."""
     better = _asking(prompt, responses)
     half = len(responses) // 2
     groups = [list(range(half)), list(range(half, len(responses)))]
@@ -41,7 +41,7 @@ def order_by_comparisons(prompt: Prompt, responses: Sequence[Response]) -> Plan:
 
 
 def order_eight_by_fours(prompt: Prompt, responses: Sequence[Response]) -> Plan:
-    """The whole order of eight by five rankings of four: two groups, their best, their worst, and the middle."""
+    """Find the complete order of eight by five rankings of four: two groups, their best, their worst, the middle."""
 
     def ask(*fours: Sequence[int]) -> Generator[list[Question], list[Answer], list[list[int]]]:
         answers = yield [Question(prompt, tuple(responses[i] for i in four)) for four in fours]
@@ -54,7 +54,7 @@ def order_eight_by_fours(prompt: Prompt, responses: Sequence[Response]) -> Plan:
 
 
 def _asking(prompt: Prompt, responses: Sequence[Response]) -> _Better:
-    """A comparison of two responses by their places, as one question."""
+    """Compare two responses, given by their indices, with one question."""
 
     def better(first: int, second: int) -> Generator[list[Question], list[Answer], bool]:
         (answer,) = yield [Question(prompt, (responses[first], responses[second]))]
@@ -78,7 +78,7 @@ def _knock_out(places: list[int], better: _Better) -> _Order:
 
 
 def _best_two(places: list[int], better: _Better) -> _Order:
-    """The best two, in order, by halving and merging."""
+    """Find the best two, in order, by halving and merging."""
     if len(places) == 1:
         return places
     half = len(places) // 2
@@ -88,7 +88,7 @@ def _best_two(places: list[int], better: _Better) -> _Order:
 
 
 def _merge_two(first: list[int], second: list[int], better: _Better) -> _Order:
-    """The best two of two ordered lists of at most two each."""
+    """Find the best two of two ordered lists with at most two items each."""
     merged: list[int] = []
     while len(merged) < 2 and first and second:
         if (yield from better(first[0], second[0])):
@@ -99,8 +99,8 @@ def _merge_two(first: list[int], second: list[int], better: _Better) -> _Order:
 
 
 def _merge_insertion(places: list[int], better: _Better) -> _Order:
-    """Best first. The losers of a first round of twos are inserted into the order of its winners, in the order of
-    Jacobsthal's numbers, so that each search is among one less than a power of two.
+    """Best first. After a first round of pairs, the losers are inserted into the order of the winners, in the order of
+    Jacobsthal numbers, so that each binary search is among one less than a power of two.
     """
     if len(places) < 2:
         return places

@@ -19,7 +19,7 @@ class Endpoint:
     """What the server does and what it was asked."""
 
     reply: Callable[[str], str]
-    """From the user's turn to the reply."""
+    """Function from the user's turn to the reply."""
     faults: list[Any] = field(default_factory=list)
     """What happens to the next requests, one each: a status, (status, headers), ("body", JSON), which has status 200,
     "garbage", "half", "hang", "shape"."""
@@ -27,7 +27,7 @@ class Endpoint:
     """What happens to all requests."""
     delay: float = 0.0
     asked: Counter[str] = field(default_factory=Counter)
-    """How often each user turn was asked."""
+    """Number of requests by user turn."""
     replied: Counter[str] = field(default_factory=Counter)
     headers: list[dict[str, str]] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -54,7 +54,7 @@ def completion(text: str, *, usage: bool = True) -> bytes:
 
 
 def longer_wins(user: str) -> str:
-    """A judge without prejudice of place: prefers the longer response, in both prompts."""
+    """A judge without position bias: prefers the longer response, in both prompts."""
     if "## Output (a):" in user:
         first, second = re.findall(r"## Output \([ab]\):\n(.*?)\n\n(?=##)", user.split("# Task:")[1], re.DOTALL)
         return "Output (a)" if len(first) > len(second) else "Output (b)"
@@ -130,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(reply: Callable[[str], str] = longer_wins, **behaviour: Any) -> Iterator[Endpoint]:
-    """An endpoint on loopback while the block lasts; its address is in `url`."""
+    """Run an endpoint on loopback during the block; its address is in `url`."""
     endpoint = Endpoint(reply, **behaviour)
 
     class Handler(_Handler):
@@ -140,7 +140,7 @@ def serving(reply: Callable[[str], str] = longer_wins, **behaviour: Any) -> Iter
 
     class Server(ThreadingHTTPServer):
         def handle_error(self, request: Any, client_address: Any) -> None:
-            """A client that went away is no error here."""
+            """Ignore clients that disconnected."""
 
     server = Server(("127.0.0.1", 0), Handler)
     endpoint.url = f"http://127.0.0.1:{server.server_port}/v1"

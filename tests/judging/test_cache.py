@@ -1,4 +1,4 @@
-"""The cache of replies: what is in stays in, for every process, and damage is said."""
+"""The cache of replies: entries stay, for every process, and damage is reported."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def write(path: Path, name: str, count: int, *, crash: bool) -> None:
 
 @pytest.mark.parametrize("crash", [False, True])
 def test_two_processes_share_it(crash: bool, tmp_path: Path) -> None:
-    """Also where they end without closing it: each reply was on disk before the next."""
+    """Entries stay even if processes end without closing the cache: each reply is on disk before the next."""
     path = tmp_path / "replies.sqlite"
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=write, args=(path, name, 200), kwargs={"crash": crash}) for name in "ab"]

@@ -93,7 +93,7 @@ def test_nothing_is_asked_twice(tmp_path: Path) -> None:
     ids=str,
 )
 def test_what_may_pass_is_sent_again(fault: Any, reason: Unscored, tmp_path: Path) -> None:
-    """Once is got over; to the end it is unscored, kept nowhere, and asked again by the next run."""
+    """A single failure is retried; a lasting one is unscored, not cached, and asked again by the next run."""
     with serving(faults=[fault]) as endpoint:
         (answer,), judge = ask(endpoint, tmp_path, [question()], timeout=0.5)
     assert answer.ranks == (1, 2)
@@ -142,7 +142,7 @@ def test_a_wait_without_end_is_a_failure(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("status", "said"), [(401, "OPENAI_API_KEY"), (403, "OPENAI_API_KEY"), (404, "judge.model")])
 def test_what_no_question_can_pass_ends_the_run(status: int, said: str, tmp_path: Path) -> None:
-    """The key, which this server writes into its error, is not in ours."""
+    """The key, which this server repeats in its error, is not in hafrm's error."""
     with serving(always=status) as endpoint, pytest.raises(ModelError, match=said) as error:
         ask(endpoint, tmp_path, some(20))
     assert KEY not in str(error.value)
@@ -159,7 +159,7 @@ def test_what_no_question_can_pass_ends_the_run(status: int, said: str, tmp_path
     ids=["code", "402"],
 )
 def test_an_empty_account_ends_the_run(fault: Any, reason: Unscored, tmp_path: Path) -> None:
-    """Also one that had something in it."""
+    """This includes a partial reply."""
     with serving(faults=[None, fault]) as endpoint:
         answers, judge = ask(endpoint, tmp_path, some(4))
     assert [answer.unscored for answer in answers] == [None, reason, Unscored.STOPPED, Unscored.STOPPED]
@@ -179,7 +179,7 @@ def refusal(**error: Any) -> tuple[int, dict[str, Any]]:
 
 
 def test_an_endpoint_that_refuses_all_ends_the_run_and_says_why(tmp_path: Path) -> None:
-    """In a line, without the key; also where it echoes that, or a novel, as its error's code."""
+    """The error is one line without the key, even if the endpoint's error code contains the key or a long text."""
     with serving(faults=[refusal(code="unsupported_parameter", param="max_tokens") for _ in range(20)]) as endpoint:
         answers, judge = ask(endpoint, tmp_path, some(20))
     assert [answer.unscored for answer in answers] == [Unscored.BAD_REQUEST] * 8 + [Unscored.STOPPED] * 12
@@ -192,7 +192,7 @@ def test_an_endpoint_that_refuses_all_ends_the_run_and_says_why(tmp_path: Path) 
 
 
 def test_refusals_of_questions_do_not_end_the_run(tmp_path: Path) -> None:
-    """Those that say so, from the start; others once the endpoint has taken one."""
+    """Refusals that say so don't count from the start, others once the endpoint has answered a question."""
     overlong = [refusal(code="context_length_exceeded") for _ in range(9)]
     with serving(faults=[*overlong, None, *[400] * 9]) as endpoint:
         answers, judge = ask(endpoint, tmp_path, some(20))
@@ -202,7 +202,7 @@ def test_refusals_of_questions_do_not_end_the_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("status", "asked"), [(413, 20), (422, 20), (405, 9), (410, 9)])
 def test_a_reply_excuses_what_a_question_can_bring_about_alone(status: int, asked: int, tmp_path: Path) -> None:
-    """Another refusal is the endpoint's: so many of them end the run, whatever it answered before."""
+    """Any other refusal concerns the endpoint: several in a row end the run, whatever it answered before."""
     with serving(faults=[None, *[status] * 19]) as endpoint:
         answers, judge = ask(endpoint, tmp_path, some(20))
     reasons = [answer.unscored for answer in answers]
@@ -230,7 +230,7 @@ def test_failures_here_and_there_do_not(tmp_path: Path) -> None:
     ids=["requests", "nothing", "tokens", "money"],
 )
 def test_budgets(budget: Budget, asked: int, said: str, tmp_path: Path) -> None:
-    """100 and 10 tokens a question: 110, or 0.001."""
+    """Each question takes 100 and 10 tokens: 110, or a cost of 0.001."""
     with serving() as endpoint:
         answers, judge = ask(endpoint, tmp_path, some(5), budget)
         assert [answer.unscored for answer in answers] == [None] * asked + [Unscored.STOPPED] * (5 - asked)
@@ -257,7 +257,7 @@ def test_an_endpoint_without_counts_spends_all_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("told", [True, False])
 def test_what_holds_no_choice_spends_all_the_same(told: bool, tmp_path: Path) -> None:
-    """A filtered or broken reply may have been paid for; what it took is told or guessed."""
+    """A filtered or broken reply may cost money, so its tokens are counted or estimated."""
     usage = {"usage": {"prompt_tokens": 100, "completion_tokens": 10}} if told else {}
     with serving(always=("body", {"choices": []} | usage)) as endpoint:
         answers, judge = ask(endpoint, tmp_path, some(5), Budget(tokens=200), retries=0)
@@ -284,7 +284,7 @@ def test_so_many_requests_are_in_flight_and_no_more(concurrency: int, tmp_path: 
 
 
 def test_the_key_is_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Even from a server that sends it back in its reply."""
+    """The key stays secret even if a server returns it in its reply."""
     caplog.set_level("DEBUG")
     with serving(reply=lambda user: "{KEY}") as endpoint:
         (answer,), judge = ask(endpoint, tmp_path, [question()])
@@ -301,14 +301,14 @@ def test_a_key_of_another_name_or_none(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.delenv("OPENAI_API_KEY")
     with serving() as endpoint:
         ask(endpoint, tmp_path, [question()], api_key_env="MY_KEY")
-        ask(endpoint, tmp_path / "other", [question()])  # an endpoint of one's own may need none
+        ask(endpoint, tmp_path / "other", [question()])  # your own endpoint may need none
     assert [headers["authorization"] for headers in endpoint.headers] == ["Bearer other", "Bearer none"]
     with pytest.raises(ConfigError, match="OPENAI_API_KEY"):
         JudgeOptions(kind="openai", model="gpt").api_key()
 
 
 def test_a_short_key_is_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Servers of one's own are given any key; no reply is changed for it."""
+    """Your own servers may get any placeholder key; replies are not changed because of it."""
     monkeypatch.setenv("OPENAI_API_KEY", "a\n")
     with serving() as endpoint:
         (answer,), _ = ask(endpoint, tmp_path, [question()])
@@ -343,7 +343,7 @@ def test_a_judge_that_repeats_the_question_says_nothing(part: str, tmp_path: Pat
 
 
 def body(reason: str = "stop", **message: Any) -> tuple[str, dict[str, Any]]:
-    """A response whose message and end are these."""
+    """Build a response with this message and finish reason."""
     choice = {"index": 0, "finish_reason": reason, "message": {"role": "assistant", **message}}
     return ("body", {"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 4}})
 
@@ -371,7 +371,7 @@ def body(reason: str = "stop", **message: Any) -> tuple[str, dict[str, Any]]:
     ids=str,
 )
 def test_messages_of_all_forms(answered: Any, found: Any, tmp_path: Path) -> None:
-    """And the cache keeps what the verdict depends on: why the reply ended, and whether there was reasoning."""
+    """The cache also keeps why the reply ended and whether there was reasoning, on which the verdict depends."""
     with serving(always=answered) as endpoint:
         (first,), _ = ask(endpoint, tmp_path, [question()])
         (again,), judge = ask(endpoint, tmp_path, [question()])

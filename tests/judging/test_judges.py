@@ -24,7 +24,7 @@ def question(*responses: str) -> Question:
 
 
 class Lengths:
-    """A scorer by length; `None` for what is over-long, and a template that refuses a word."""
+    """Scores by length; gives `None` for over-long responses, and its template refuses a word."""
 
     def __init__(self) -> None:
         self.scored: list[str] = []
@@ -79,7 +79,7 @@ def test_the_oracle_knows_the_better_answer() -> None:
 
 @pytest.mark.parametrize("template", ["own", "no system"])
 def test_a_causal_lm_judges_by_the_log_probs_of_the_two_answers(template: str, tmp_path: Path) -> None:
-    """Stock transformers is the oracle: the same prompt, both answers as the reply, summed log-probs."""
+    """Stock transformers is the oracle: summed log-probs of both answers as the reply to the same prompt."""
     tokenizer = tiny_tokenizer()
     if template == "no system":
         tokenizer.chat_template = (

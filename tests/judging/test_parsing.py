@@ -1,4 +1,4 @@
-"""Replies are read where they state a verdict; whatever else they say is unscored, with its reason."""
+"""Replies count if they state a verdict; all others are unscored, with a reason."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ A_STATED = [
     "Let me compare. Output (b) rambles.\n\nTherefore, the answer is Output (a).",
     "## Output (b)\nIt rambles.\n## Output (a)\nIt is short.\n## Verdict\nOutput (a)",
 ]
-"""Replies that state (a); with the letters and places exchanged they state (b)."""
+"""Replies that state (a); with letters and positions swapped they state (b)."""
 
 
 def exchanged(reply: str) -> str:
-    """The same reply about the other output: both letters change places wherever they name an output."""
+    """Return the same reply about the other output: both letters are swapped wherever they name an output."""
     pairs = {"(a)": "(b)", "(A)": "(B)", "( a )": "( b )", "[A]": "[B]", "\uff41": "\uff42", '"a"': '"b"'}
     if reply in ("A", "Output a"):
         return reply[:-1] + chr(ord(reply[-1]) + 1)
@@ -287,7 +287,7 @@ SAID = st.lists(
 
 @given(before=SAID, after=SAID)
 def test_a_reply_and_its_exchange_agree(before: str, after: str) -> None:
-    """No place and no letter is favoured: with the names exchanged, the verdict is exchanged, or there is none."""
+    """No position or letter is favoured: if the names are swapped, the verdict is swapped too, or there is none."""
     reply = f"{before} Output (a) {after}"
     one, other = parse_reply(reply, 2), parse_reply(exchanged(reply), 2)
     assert one.unscored == other.unscored
@@ -313,7 +313,7 @@ def test_no_text_breaks_the_parser(reply: str, responses: int) -> None:
     ],
 )
 def test_an_explanation_agrees_or_takes_the_verdict_back(explanation: str, found: str) -> None:
-    """The clause that a preference stands in decides whose it is, under either name."""
+    """The clause of a preference decides to which output it belongs, under either name."""
     assert read_choice(f"**Output (a)**\n\n{explanation}") == found
     swapped = explanation.replace("(a)", "(x)").replace("(b)", "(a)").replace("(x)", "(b)")
     assert read_choice(f"**Output (b)**\n\n{swapped}") == ("b" if found == "a" else found)

@@ -1,4 +1,4 @@
-"""Replies as judges write them, each with the verdict that its reader takes from it; None where it leaves a doubt."""
+"""Replies as judges write them, each with the verdict that a reader would see; None if there is doubt."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hafrm.judging.parsing import parse_reply
 A, B = (1, 2), (2, 1)
 
 PLAIN = {
-    # An explanation may say anything of either output but that the other one is better.
+    # An explanation may say anything about either output, except that the other one is better.
     "Output (a)\n\nOutput (b) makes a factual mistake about the date.": A,
     "Output (b)\n\nOutput (a) talks about cats instead of dogs.": B,
     "Output (a)\n\nReason: Output (b) contains a mistake.": A,

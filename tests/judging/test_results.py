@@ -1,4 +1,4 @@
-"""Results are computed from verdicts, by hand here."""
+"""Results computed from verdicts equal hand-worked values."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_six_prompts_have_an_interval() -> None:
 
 
 def test_rankings() -> None:
-    """The best two of eight, and a ranking with a tie, whose places are shared."""
+    """Results of the best two of eight, and of a ranking with a tie, whose ranks are shared."""
     names = {"models": ["a", "b", "c", "d"]}
     results = summarise(
         [verdict(1, [2, 1, 4, 3], **names), verdict(2, [1, 3, 1, 4], **names), verdict(3, [None, 1, 2, None], **names)],

@@ -64,7 +64,7 @@ def test_rows_of_all_kinds(tmp_path: Path) -> None:
     ids=str,
 )
 def test_bad_rows_say_what_is_wrong(row: Any, mode: Mode, said: str, tmp_path: Path) -> None:
-    """Or are skipped and counted."""
+    """Bad rows can be skipped and counted instead."""
     good = FOUR if mode == "rank" else PAIR
     path = written(tmp_path, good, row)
     with pytest.raises(BadRowError, match=said) as error:
@@ -97,7 +97,7 @@ def test_rows_are_known_by_their_texts_wherever_they_lie(tmp_path: Path) -> None
     )
     keys = [item.key for item in here.items]
     assert keys == [item.key for item in there.items]
-    assert keys[2:] == [f"{keys[0]}-1", f"{keys[0]}-2"]  # equal texts are told apart by which of them comes first
+    assert keys[2:] == [f"{keys[0]}-1", f"{keys[0]}-2"]  # equal texts are distinguished by their order
     assert len(set(keys)) == 4
     assert here.sha256 == there.sha256
     assert [item.id for item in here.items] != [item.id for item in there.items]

@@ -1,4 +1,4 @@
-"""Runs of `hafrm judge`: what their verdicts depend on, one at a time in a folder, and options that do nothing."""
+"""Runs of `hafrm judge`: what their verdicts depend on, locking of the folder, and options without effect."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Lengths:
 
 @pytest.fixture
 def job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
-    """Options of a run that a reward model judges, whose reference is named."""
+    """Options of a run judged by a reward model with a given reference."""
     monkeypatch.setattr(ScorerChoice, "load", lambda self, model, options: Lengths())
     save_tiny(tmp_path / "base")
     describe(save_tiny(tmp_path / "run", seed=1), tmp_path / "base")
@@ -50,7 +50,7 @@ def job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["base/model.safetensors", "run/model.safetensors", "template.jinja"])
 def test_verdicts_of_another_judge_are_refused(name: str, job: dict[str, Any], tmp_path: Path) -> None:
-    """One of other weights, of another reference, or of a template that reads otherwise."""
+    """The judge has other weights, another reference, or a different template."""
     assert judge_rows(JudgeConfig(**job))["judged"] == 1
     if name.endswith(".jinja"):
         (tmp_path / name).write_text("{{ messages[1].content }}")
@@ -113,7 +113,7 @@ ROWS = [{"prompt": f"q{i}", "responses": ["a", "bb", "ccc", "dddd"]} for i in (0
 
 
 def asked(endpoint: Endpoint, folder: Path, out: Path, **options: Any) -> JudgeConfig:
-    """Rankings of a file in a folder, by an endpoint whose replies all such runs share."""
+    """Rank the rows of a file, with results in a folder and an endpoint whose replies all such runs share."""
     folder.mkdir(exist_ok=True)
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
     words: dict[str, Any] = {"kind": "openai", "model": "judge", "base_url": endpoint.url, "retries": 0}
@@ -128,7 +128,7 @@ def verdicts(out: Path) -> list[dict[str, Any]]:
 
 
 def test_what_is_shown_depends_neither_on_the_path_nor_on_the_folder(tmp_path: Path) -> None:
-    """So rows that lie elsewhere by now ask nothing that was answered; equal rows have orders of their own."""
+    """Rows whose file has moved are not asked about again; equal rows have separate orders."""
     with serving() as endpoint:
         for name in "one", "two":
             judge_rows(asked(endpoint, tmp_path / name, tmp_path / f"out-{name}"))
@@ -150,7 +150,7 @@ def test_a_run_goes_on_with_a_file_that_was_moved(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_an_answer_binds_nobody(tmp_path: Path) -> None:
-    """Whether nothing was asked, or all that was asked failed; the first answer does."""
+    """A folder without an answer, even after failed requests, can be reused; the first answer fixes its settings."""
     with serving() as endpoint:
         mistaken = asked(endpoint, tmp_path / "rows", tmp_path / "out", max_requests=0, model="jugde")
         assert judge_rows(mistaken)["judged"] == 0
@@ -165,7 +165,7 @@ def test_a_folder_without_an_answer_binds_nobody(tmp_path: Path) -> None:
 
 
 def samples(folder: Path, answers: dict[str, list[str]]) -> Path:
-    """A folder as `hafrm sample` writes it."""
+    """Write a folder as `hafrm sample` does."""
     folder.mkdir()
     rows = [{"prompt": prompt, "responses": found, "counts": [1] * len(found)} for prompt, found in answers.items()]
     rows.append({"prompt": "long", "responses": [], "counts": [], "unsampled": "overlong"})

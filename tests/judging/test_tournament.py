@@ -20,7 +20,7 @@ from tests.judging.costs import (
 from tests.judging.scripts import PROMPT, ScriptedJudge, by_number, honest, numbers
 
 EIGHT = list(permutations(range(8)))[::23]
-"""1754 of the 40320 orders of eight; every place holds every rank in some."""
+"""1754 of the 40320 orders of eight; in some of them every position has every rank."""
 
 WAYS = {
     ("binary comparison", "top-1"): best_by_comparisons,
@@ -30,12 +30,12 @@ WAYS = {
     ("rank 4 responses", "top-2", 8): top_two_of_eight,
     ("rank 4 responses", "complete", 8): order_eight_by_fours,
 }
-"""What is not here is one ranking of all."""
+"""Ranking all responses at once is tested elsewhere."""
 
 
 @pytest.mark.parametrize("cell", [(way, *aim) for way, costs in TABLE_8.items() for aim in costs], ids=str)
 def test_table_8_by_counting(cell: tuple[str, str, int]) -> None:
-    """Each way finds what it is to find, whatever the order; its dearest case costs what the paper prints."""
+    """Each way finds the correct result in any order; its worst case costs what the paper prints."""
     way, aim, count = cell
     plan = WAYS.get((way, aim)) or WAYS.get(cell, rank_at_once)
     orders = list(permutations(range(4))) if count == 4 else EIGHT
@@ -77,7 +77,7 @@ VERDICTS = {"first": (1, 2), "second": (2, 1), "tie": (1, 1)}
 
 @pytest.mark.parametrize(("forward", "backward"), list(product(VERDICTS, VERDICTS)), ids=str)
 def test_a_pair_counts_where_both_orders_agree(forward: str, backward: str) -> None:
-    """`forward` and `backward` are what wins by its place in the question."""
+    """`forward` and `backward` say which response wins, by its position in the question."""
     replies = iter([VERDICTS[forward], VERDICTS[backward]])
     judge = ScriptedJudge(lambda question: Answer(ranks=next(replies)))
     (outcome,) = play(judge, [compare(PROMPT, numbers([1, 2]))])
@@ -106,7 +106,7 @@ def test_a_judge_that_sees_no_order_is_asked_once() -> None:
 
 @pytest.mark.parametrize("failing", range(3))
 def test_an_unscored_answer_unscores_its_plan_alone(failing: int) -> None:
-    """What was asked is counted all the same; the plan beside it is not touched."""
+    """Questions that were asked still count; the other plan is not affected."""
     seen: Counter[str] = Counter()
 
     def answer(question: Question) -> Answer:

@@ -1,4 +1,4 @@
-"""The sweep over every architecture of transformers: a few at each commit, all of them where there is time."""
+"""The sweep over every architecture of transformers: a few in everyday tests, all of them in slow tests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_some_architectures(name: str, outcome: str) -> None:
 
 @pytest.mark.slow
 def test_no_architecture_fails() -> None:
-    """Each works, by all weights and by LoRA, or is refused before training with a reason."""
+    """Each architecture works, with full training and LoRA, or is refused before training with a reason."""
     failing = []
     for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         found = in_process(name)

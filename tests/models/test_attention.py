@@ -25,7 +25,7 @@ layouts = st.lists(
 
 
 def sequences(segments: Segments) -> list[list[int]]:
-    """The row's indices of each sequence: a prompt and one of its responses."""
+    """Return the row indices of each sequence: a prompt and one of its responses."""
     found, start = [], 0
     for group in segments.groups:
         prompt = list(range(start, start + group.prompt))
@@ -37,7 +37,7 @@ def sequences(segments: Segments) -> list[list[int]]:
 
 
 def random_tensors(tokens: int, dtype: torch.dtype = torch.float64, key_heads: int = KEY_HEADS) -> list[Tensor]:
-    """Query, key and value as a model's projections lie in memory."""
+    """Create query, key and value with the memory layout of a model's projections."""
     generator = torch.Generator().manual_seed(tokens)
     shapes = [(1, tokens, heads, WIDTH) for heads in (HEADS, key_heads, key_heads)]
     return [torch.randn(shape, generator=generator, dtype=dtype).transpose(1, 2).requires_grad_() for shape in shapes]
@@ -86,7 +86,7 @@ OPTIONS = {
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_each_sequence_is_attended_as_if_alone(options: dict, key_heads: int) -> None:
-    """Outputs and gradients; the prompt's come from every response."""
+    """Outputs and gradients agree; gradients of the prompt come from every response."""
     query, key, value = random_tensors(LAYOUT.tokens, key_heads=key_heads)
     packed, _ = packed_attention(nn.Identity(), query, key, value, None, hafrm_segments=LAYOUT, **options)
     weight = torch.randn(packed.shape, generator=torch.Generator().manual_seed(1), dtype=packed.dtype)
@@ -126,7 +126,7 @@ def test_the_block_mask_and_the_groups_agree(segments: Segments, window: int | N
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_takes_the_block_mask() -> None:
-    """Its reference code, not compiled: what a GPU would run is the same mask in one kernel."""
+    """This runs flex attention's reference code, uncompiled: a GPU would run the same mask in one kernel."""
     query, key, value = (tensor.detach() for tensor in random_tensors(LAYOUT.tokens))
     packed, _ = packed_attention(nn.Identity(), query, key, value, None, hafrm_segments=LAYOUT, sliding_window=4)
     mask = create_block_mask(visibility(LAYOUT, 4, CPU), 1, None, LAYOUT.tokens, LAYOUT.tokens, "cpu")
@@ -136,7 +136,7 @@ def test_flex_attention_takes_the_block_mask() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"softcap": 0.5}, {"s_aux": SINKS.float()}], ids=str)
 def test_without_a_layout_it_is_plain_causal_attention(options: dict) -> None:
-    """Padded batches and generation come with the stock mask; tokens beside padding attend as if alone."""
+    """Padded batches and generation use the stock mask; tokens next to padding attend as if alone."""
     query, key, value = (tensor.detach().float() for tensor in random_tensors(6))
     alone = textbook(query[:, :, 2:], key[:, :, 2:], value[:, :, 2:], **options)
     padding = torch.tensor([[False, False, True, True, True, True]])
@@ -150,7 +150,7 @@ def test_without_a_layout_it_is_plain_causal_attention(options: dict) -> None:
 
 
 class GroupedHeads(nn.Module):
-    """What the stock attention function reads of a layer."""
+    """The attributes of a layer that the stock attention function reads."""
 
     num_key_value_groups = HEADS // KEY_HEADS
     is_causal = True
@@ -211,7 +211,7 @@ def test_a_position_bias_is_refused() -> None:
 
 
 def test_a_layout_lost_on_the_way_is_noticed() -> None:
-    """The mask of a packed call is not taken for one that shows every token to every other."""
+    """The mask of a packed call is not mistaken for one that lets all tokens see each other."""
     query, key, value = random_tensors(LAYOUT.tokens)
     mask = packed_arguments(LAYOUT, CPU)["attention_mask"]
     assert mask.shape == (1, 1, LAYOUT.tokens, LAYOUT.tokens)

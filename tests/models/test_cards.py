@@ -1,4 +1,4 @@
-"""Model cards say what the numbers mean under the loss that made them."""
+"""Model cards say what the numbers mean under the training loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's folder loads everywhere with no custom code, and rewards are the same number wherever they are computed."""
+"""A run's folder loads everywhere without custom code, with the same rewards."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def info(base: Path, **values) -> RunInfo:
 
 
 def trained(base: Path, lora: LoraOptions = FULL, *, seed: int = 0):
-    """A model whose weights are no longer those it started from."""
+    """A model whose weights have changed since initialisation."""
     tokenizer = load_tokenizer(str(base))
     model = new_model(str(base), tokenizer, lora=lora, seed=seed)
     torch.manual_seed(seed)
@@ -61,7 +61,7 @@ def trained(base: Path, lora: LoraOptions = FULL, *, seed: int = 0):
 
 
 def stock_rewards(folder: Path, conversations, *, batch_size: int, side: str) -> list[float]:
-    """Rewards as somebody without hafrm computes them."""
+    """Compute rewards as a user without hafrm would."""
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side=side)
     with quiet_transformers():
         model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
@@ -115,7 +115,7 @@ def test_the_policy_head_loads_as_a_stock_causal_lm(tmp_path: Path) -> None:
 
 
 def test_export_writes_pure_checkpoints(tmp_path: Path) -> None:
-    """Each folder holds its own head alone and loads without a key too many or too few."""
+    """Each folder contains only its own head and loads without missing or unexpected keys."""
     base = save_tiny(tmp_path / "base")
     model, tokenizer = trained(base)
     save_run(model, tokenizer, info(base), tmp_path / "run")
@@ -204,7 +204,7 @@ def test_unknown_lora_targets_are_named_with_those_there_are(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("options", [{"alpha": 32}, {"dropout": 0.1}, {"targets": ["q_proj"]}, {"quantize": "4bit"}])
 def test_options_of_adapters_without_a_rank_are_refused(options: dict[str, Any]) -> None:
-    """They would train every weight instead."""
+    """They would otherwise train every weight."""
     with pytest.raises(ConfigError, match=f"lora.{next(iter(options))} .*set lora.rank"):
         LoraOptions(**options)
 
@@ -254,7 +254,7 @@ def test_an_untrained_head_does_not_score(tmp_path: Path) -> None:
 
 
 def test_the_attention_of_packed_rows_is_not_saved(tmp_path: Path) -> None:
-    """It is a way to compute, not a property of the model: no other program knows it."""
+    """It is an implementation detail, not a property of the model: other programs don't know it."""
     base = save_tiny(tmp_path / "base")
     model, tokenizer = trained(base)
     assert choose_layout(model, tokenizer.pad_token_id, max_length=128).packed

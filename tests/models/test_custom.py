@@ -64,7 +64,7 @@ TALKS = [Conversation.of("Who?", "I."), Conversation.of("Who is there, at the do
 
 @pytest.fixture(autouse=True)
 def forgotten() -> Iterator[None]:
-    """Other tests ask whether any model's own code was imported."""
+    """Other tests check whether any custom model code was imported."""
     yield
     for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
         del sys.modules[name]
@@ -138,7 +138,7 @@ def test_an_objective_is_named_where_there_are_several_and_only_there(tmp_path: 
 
 
 def test_it_judges_best_of_n(tmp_path: Path) -> None:
-    """As ArmoRM does in Figure 9: the judge of a file of candidates."""
+    """Use such a model as judge of a file of candidates, as ArmoRM in Figure 9."""
     armo = look_alike(tmp_path / "armo", "armo")
     rows = [
         {"prompt": f"Question {number}?", "responses": [f"Answer {number}.", "No.", "Perhaps, who knows."]}

@@ -1,4 +1,4 @@
-"""A reward that is not a finite number is refused wherever rewards are taken, and never ranked, averaged or written."""
+"""A reward that is not finite is refused everywhere, and never ranked, averaged or written."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_reward_heads(value: float, tmp_path: Path) -> None:
 
 
 def test_an_implicit_one(tmp_path: Path) -> None:
-    """Of weights that overflow after they were loaded: damaged ones are refused before."""
+    """The weights overflow after loading: damaged weights are refused earlier."""
     model, base = save_tiny(tmp_path / "model"), save_tiny(tmp_path / "base", seed=1)
     scorer: Any = ScorerChoice(head="policy", reference=str(base)).load(str(model), ScoreOptions())
     with torch.no_grad():
@@ -54,7 +54,7 @@ def test_an_implicit_one(tmp_path: Path) -> None:
 
 
 class Spoiled:
-    """A scorer of one's own, whose second reward is not finite."""
+    """A custom scorer, whose second reward is not finite."""
 
     def __init__(self, value: float) -> None:
         self.value = value
@@ -65,7 +65,7 @@ class Spoiled:
 
 @pytest.mark.parametrize("value", BAD, ids=str)
 def test_one_of_a_scorer_of_ones_own(value: float) -> None:
-    """Evaluation names its row; a judge by rewards gives no rank for it."""
+    """An evaluation names the row; a judge that uses rewards gives it no rank."""
     pairs = some_pairs(2)
     with pytest.raises(ModelError, match=rf"{pairs[0].source}, row {pairs[0].row}: .*{value}"):
         list(score_pairs(Spoiled(value), pairs, model="m", data="d"))

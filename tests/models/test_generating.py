@@ -1,4 +1,4 @@
-"""Continuations: what is asked for, and nothing of the model's own habits."""
+"""Continuations follow the given options only, not the model's own generation config."""
 
 from __future__ import annotations
 

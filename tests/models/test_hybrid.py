@@ -29,7 +29,7 @@ def hybrid(name: str, **kwargs) -> HybridModel:
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_log_probs_are_the_stock_models(name: str, side: str) -> None:
-    """Every sequence alone through the stock causal LM gives the log-probs of the padded batch."""
+    """The stock causal LM, run on single sequences, gives the log-probs of the padded batch."""
     # Stock eager attention takes its softmax in float32, where a float64 mask overflows on rows of left padding alone.
     exact = name != "gemma2"
     model = hybrid(name, dtype=torch.float64 if exact else torch.float32)
@@ -94,7 +94,7 @@ def test_the_probe_accepts_what_the_config_tells(name: str) -> None:
 
 
 def test_the_probe_refuses_unknown_logits() -> None:
-    """A model that makes its logits otherwise must not be trained with a policy loss in silence."""
+    """A model that computes its logits differently must not be trained with a policy loss silently."""
     model = hybrid("llama")
     forward = model.stock_lm.forward
 
@@ -110,7 +110,7 @@ def test_the_probe_refuses_unknown_logits() -> None:
 
 @pytest.mark.parametrize(("change", "refused"), [("one rounding", False), ("a scale", True)])
 def test_the_probe_forgives_one_rounding_in_half_precision(change: str, refused: bool) -> None:
-    """Two kernels may round a large logit to neighbours, which are 0.125 apart; an unknown scale is another matter."""
+    """Two kernels may round a large logit to adjacent values, 0.125 apart; an unknown scale is still an error."""
     model = hybrid("llama")
     with torch.no_grad():
         model.stock_lm.lm_head.weight *= 2
@@ -122,7 +122,7 @@ def test_the_probe_forgives_one_rounding_in_half_precision(change: str, refused:
         if change == "a scale":
             output.logits = output.logits / 2
         else:
-            output.logits[0, 3, 20] += 0.125  # where the first response's first token is foretold
+            output.logits[0, 3, 20] += 0.125  # where the first response's first token is predicted
         return output
 
     model.stock_lm.forward = otherwise

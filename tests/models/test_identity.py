@@ -18,7 +18,7 @@ from tests.tiny import save_tiny
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A folder as a run of hafrm writes it, and the base that it was trained from."""
+    """Write a folder as a run of hafrm does, and the base from which it was trained."""
     base = save_tiny(tmp_path / "base")
     run = save_tiny(tmp_path / "run", seed=1)
     describe(run, base)

@@ -1,4 +1,4 @@
-"""Implicit rewards: a policy and its reference in one dtype, on the right weights, with log-probs that were tried."""
+"""Implicit rewards: policy and reference have the same dtype and the right weights, and log-probs are checked."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LORA = LoraOptions(rank=4)
 
 
 def save_start(base: Path, folder: Path, lora: LoraOptions | None = None, *, dtype=torch.float32) -> None:
-    """Save a run that did no step."""
+    """Save a run without any training step."""
     tokenizer = load_tokenizer(str(base))
     model = new_model(str(base), tokenizer, lora=lora or LoraOptions(), dtype=dtype)
     values = {"method": "dpo", "reward_weight": 0.0, "policy_ratio": 1.0, "lora": asdict(lora) if lora else None}
@@ -44,7 +44,7 @@ def save_start(base: Path, folder: Path, lora: LoraOptions | None = None, *, dty
 @pytest.mark.parametrize("options", [{}, {"dtype": "bfloat16"}, {"layout": "padded", "dtype": "float32"}], ids=str)
 @pytest.mark.parametrize("lora", [None, LORA])
 def test_a_run_without_a_step_has_implicit_rewards_of_zero(lora, options: dict, tmp_path: Path) -> None:
-    """Its base is in bfloat16 and it trained in float32: the reference must run as the policy does."""
+    """The base is in bfloat16 and the run in float32: the reference must use the policy's dtype."""
     base = save_tiny(tmp_path / "base", dtype=torch.bfloat16)
     save_start(base, tmp_path / "run", lora)
     for folder in ["run", *(["checkpoint"] if lora else [])]:
@@ -63,7 +63,7 @@ def test_a_stock_policy_and_its_reference_share_a_dtype(tmp_path: Path) -> None:
 
 
 def test_a_stock_policys_implicit_reward_is_a_tenth_of_its_log_ratio(tmp_path: Path) -> None:
-    """DPO's usual beta, in units of which implicit rewards of models that say none are given."""
+    """DPO's usual beta, which applies to implicit rewards of models without a recorded beta."""
     base, tuned = str(save_tiny(tmp_path / "base")), str(save_tiny(tmp_path / "tuned", seed=1))
     rewards = load_scorer(tuned, head="policy", reference=base).score(CONVERSATIONS)
     of_tuned, of_base = (np.array(load_log_prob_scorer(name).score(CONVERSATIONS)) for name in (tuned, base))
@@ -71,7 +71,7 @@ def test_a_stock_policys_implicit_reward_is_a_tenth_of_its_log_ratio(tmp_path: P
 
 
 def test_a_pad_token_that_was_added_changes_no_implicit_reward(tmp_path: Path, monkeypatch) -> None:
-    """Its row of the LM head takes part in every softmax: a policy and its reference must have the same one."""
+    """The added token's row of the LM head is part of every softmax: policy and reference must have the same one."""
     monkeypatch.setattr(tokenizers, "_KNOWN_PADS", ())
     base = save_tiny(tmp_path / "base", "phi", tokenizer=tiny_tokenizer(pad=None))  # its LM head has a bias
     save_start(base, tmp_path / "run", LORA)
@@ -109,7 +109,7 @@ def test_a_base_that_has_gone_is_named_with_the_remedy(tmp_path: Path) -> None:
 
 
 def test_log_probs_are_tried_before_they_are_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model whose logits we would get wrong is refused for implicit rewards, and its reward head still scores."""
+    """A model with unsupported logits is refused for implicit rewards, but its reward head still scores."""
     base = save_tiny(tmp_path / "base", "cohere")
     model, tokenizer = trained(base)
     save_run(model, tokenizer, info(base, combined_weight=1.0), tmp_path / "run")
@@ -144,7 +144,7 @@ MULTIPLIED = {
 
 @pytest.mark.parametrize("name", MULTIPLIED)
 def test_models_that_multiply_their_logits(name: str) -> None:
-    """HyperCLOVA X multiplies by what Granite divides by, Falcon-H1 has its own word; stock logits are the oracle."""
+    """HyperCLOVA X multiplies where Granite divides, Falcon-H1 names it differently; stock logits are the oracle."""
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = AutoConfig.for_model(name, vocab_size=260, pad_token_id=3, **sizes, **MULTIPLIED[name])
     torch.manual_seed(0)

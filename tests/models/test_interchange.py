@@ -1,4 +1,4 @@
-"""Exports give the same reward in transformers 4, sentence-transformers, LLaMA-Factory, PEFT and by vLLM's rules."""
+"""Exports give the same reward in transformers 4, sentence-transformers, LLaMA-Factory, PEFT and vLLM."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ print(json.dumps(found))
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["4.57.6", "4.53.3"])
 def test_transformers_4_computes_the_same_rewards(version: str, tmp_path: Path) -> None:
-    """With uncommon frequencies: with its default ones, rewards would differ."""
+    """Uncommon rotary frequencies: with transformers 4's defaults, rewards would differ."""
     tokenizers = "tokenizers>=0.22,<0.23" if version >= "4.56" else "tokenizers>=0.21,<0.22"
     old = overlay(tmp_path / "old", f"transformers=={version}", "huggingface_hub<1", tokenizers)
     made = {kind: exported(tmp_path / kind, name, **values) for kind, (name, values) in ROPES.items()}

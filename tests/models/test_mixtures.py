@@ -30,7 +30,7 @@ LORA = LoraOptions(rank=4)
 MIXTURES: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 4},
     "qwen2_moe": {"num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24},
-    # Shared experts and a dense layer, which PEFT would take for experts that are one weight now.
+    # Shared experts and a dense layer, which PEFT would mistake for fused experts.
     "deepseek_v3": {
         "num_key_value_heads": 4,
         "n_routed_experts": 4,
@@ -65,7 +65,7 @@ def mixture(folder: Path, name: str) -> Path:
 
 
 def trained(base: Path, lora: LoraOptions = LORA) -> tuple[HybridModel, Any]:
-    """A model whose adapters do something."""
+    """A model with non-zero adapters."""
     tokenizer = load_tokenizer(str(base))
     model = new_model(str(base), tokenizer, lora=lora)
     torch.manual_seed(1)
@@ -104,7 +104,7 @@ def test_experts_get_adapters_that_are_saved_and_merged(name: str, tmp_path: Pat
 
 @pytest.mark.parametrize("name", [name for name in MIXTURES if name != "granitemoe"])
 def test_peft_itself_merges_the_saved_adapters_to_the_same_weights(name: str, tmp_path: Path) -> None:
-    """Into the stock classifier, which all of them but Granite's have."""
+    """Load them into the stock classifier, which all of them except Granite have."""
     base = mixture(tmp_path / "base", name)
     model, tokenizer = trained(base)
     save_run(model, tokenizer, info(base, lora=asdict(LORA)), tmp_path / "run")
@@ -173,7 +173,7 @@ def test_targets_that_do_not_fit_are_refused_before_data_are_read(tmp_path: Path
 
 
 def test_weights_without_adapters_are_named_with_their_share(tmp_path: Path) -> None:
-    """A state-space mixer hands all but its first weight to kernels."""
+    """A state-space mixer passes all weights except its first to kernels."""
     base = mixture(tmp_path / "base", "mixtral")
     assert new_model(str(base), load_tokenizer(str(base)), lora=LORA).bare is None
     config = AutoConfig.for_model("mamba", vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=8)

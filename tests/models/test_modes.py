@@ -1,4 +1,4 @@
-"""Training without dropout, and references that know none."""
+"""Training without dropout, and references without dropout."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def model_with_dropout(folder: Path, name: str, *, lora: LoraOptions | None = No
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("name", DROPOUT)
 def test_training_mode_is_deterministic(name: str, packed: bool, tmp_path: Path) -> None:
-    """Packed attention takes its dropout as an argument, stock attention by its own ways."""
+    """Packed attention gets its dropout as an argument, stock attention in other ways."""
     model = model_with_dropout(tmp_path, name)
     layout = choose_layout(model, 3, max_length=64) if packed else PADDED
     assert layout.packed == packed
@@ -61,7 +61,7 @@ def test_dropout_can_be_kept(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("disabled", [True, False])
 @pytest.mark.parametrize("name", ["gpt2", "phi"])
 def test_the_three_references_agree_while_training(name: str, disabled: bool, tmp_path: Path) -> None:
-    """Also where dropout is on, and the model is in training mode when its reference is asked for."""
+    """This holds even if dropout is on and the model is in training mode when the reference is computed."""
     model = model_with_dropout(tmp_path, name, disable_dropout=disabled, lora=LoraOptions(rank=4, dropout=0.5)).train()
     modes = [module.training for module in model.modules()]
     precomputed = precompute_reference(model, GROUPS, layout=PADDED, batch_size=4, cache=tmp_path / "cache")

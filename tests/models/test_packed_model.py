@@ -61,7 +61,7 @@ PACKABLE: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 8},
     "starcoder2": WINDOW,
 }
-"""Models whose packed rows are exact, with windows shorter than the sequences where they have windows."""
+"""Models whose packed rows are exact; windows, if any, are shorter than the sequences."""
 
 UNPACKABLE: dict[str, dict[str, Any]] = {
     "mamba": {"state_size": 4},
@@ -95,7 +95,7 @@ GROUPS = [random_group(12, 5, 9), random_group(1, 3), random_group(7, 1, 14, 2, 
 
 
 def hybrid(name: str, dtype: torch.dtype = torch.float64, **values: Any) -> HybridModel:
-    """A random model of a real architecture, in training mode, with weights of a size that makes texts differ."""
+    """Create a random model of a real architecture, in training mode, with weights that distinguish texts."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(name, **(SIZES | (PACKABLE | UNPACKABLE)[name] | values))
     lm: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, experts_implementation="eager")
@@ -107,7 +107,7 @@ def hybrid(name: str, dtype: torch.dtype = torch.float64, **values: Any) -> Hybr
 
 
 def loss_and_gradients(model: HybridModel, batch: SequenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    """A loss that weighs both heads and every sequence differently, and all its gradients."""
+    """Compute a loss that weighs both heads and every sequence differently, and all its gradients."""
     model.zero_grad()
     scores = model(batch)
     weight = torch.linspace(-1, 1, batch.num_sequences, dtype=scores.rewards.dtype)
@@ -117,9 +117,9 @@ def loss_and_gradients(model: HybridModel, batch: SequenceBatch) -> tuple[Tensor
 
 
 def assert_same(ours: tuple[Tensor, dict[str, Tensor]], truth: tuple[Tensor, dict[str, Tensor]], tolerance: float):
-    """Loss and each gradient within the tolerance of its own scale.
+    """Check that the loss and each gradient agree, relative to their own scale.
 
-    Gradients that are zero but for rounding (key biases cancel in the softmax) are held to 1e-4 of the largest one's
+    Gradients that are zero up to rounding (key biases cancel in the softmax) must agree to 1e-4 of the largest one's
     scale.
     """
     torch.testing.assert_close(ours[0], truth[0], rtol=tolerance, atol=tolerance)
@@ -133,8 +133,8 @@ def assert_same(ours: tuple[Tensor, dict[str, Tensor]], truth: tuple[Tensor, dic
 class Float64Throughout(TorchFunctionMode):
     """Leave float64 tensors in float64 where stock models round to float32: in norms and in eager softmax.
 
-    Rounding a sum is not summing what was rounded, so with it gradients of two layouts differ by 1e-7 whatever the
-    attention does.
+    The sum of rounded values differs from the rounded sum, so with rounding the gradients of two layouts differ by 1e-7
+    whatever the attention does.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -161,7 +161,7 @@ def test_loss_and_every_gradient_are_those_of_padded_rows(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "tolerance"), [("phi", 1e-10), ("gpt2", 1e-10), ("gpt_neox", 1e-10), ("llama", 1e-6)])
 def test_exactness_as_the_stock_models_are(name: str, tolerance: float) -> None:
-    """With nothing kept from rounding: exact where norms are in float64, and as exact as float32 norms allow."""
+    """With the models' own rounding, results are exact with float64 norms, else as exact as float32 norms allow."""
     model = hybrid(name)
     truth = loss_and_gradients(model, pad_rows(GROUPS, pad_token_id=3))
     assert probe_packing(model, max_length=MAX_LENGTH) is None
@@ -214,7 +214,7 @@ def test_the_probe_turns_an_exception_into_a_reason() -> None:
 
 
 def test_states_that_are_not_numbers_prove_nothing() -> None:
-    """One token of the probe's is enough."""
+    """A single wrong token of the probe is enough."""
     model = hybrid("llama")
     last = pack_rows(random_groups(model)).input_ids[0, -1]
     with torch.no_grad():
@@ -224,7 +224,7 @@ def test_states_that_are_not_numbers_prove_nothing() -> None:
 
 @pytest.mark.parametrize("name", ["llama", "jamba"])
 def test_the_probe_leaves_nothing_behind(name: str) -> None:
-    """Neither in modes, nor in random numbers, nor in gradients and weights."""
+    """The probe changes neither modes nor random numbers, gradients or weights."""
     model = hybrid(name)
     model.stock_lm.get_input_embeddings().eval()
     modes = [module.training for module in model.modules()]
@@ -239,7 +239,7 @@ def test_the_probe_leaves_nothing_behind(name: str) -> None:
 
 
 def packing(name: str, dtype: torch.dtype = torch.float64, **values: Any) -> HybridModel:
-    """A model that takes packed rows."""
+    """A model that supports packed rows."""
     model = hybrid(name, dtype, **values)
     assert probe_packing(model, max_length=MAX_LENGTH) is None
     return model
@@ -281,13 +281,13 @@ def test_bf16_autocast_is_as_good_as_on_padded_rows() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler looks, and hides it badly
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # raised by the compiler
 def test_a_compiled_backbone_computes_the_same_and_is_not_compiled_for_every_layout() -> None:
     model = packing("llama", torch.float32, num_hidden_layers=1)
     batches = [pack_rows([random_group(2 + i, 3, 1 + j) for j in range(1 + i % 3)]) for i in range(4)]
     truth = [loss_and_gradients(model, batch) for batch in batches]
     torch._dynamo.reset()
-    counter = CompileCounter()  # compiles to the same operations: it is the graphs that count
+    counter = CompileCounter()  # compiles to the same operations, but counts graphs
     model.backbone.compile(backend=counter, dynamic=True)
     counts = []
     for batch, expected in zip(batches, truth, strict=True):
@@ -298,7 +298,7 @@ def test_a_compiled_backbone_computes_the_same_and_is_not_compiled_for_every_lay
 
 
 def test_a_copy_takes_packed_rows_too() -> None:
-    """As the frozen copy that is a live reference."""
+    """Copy the model, as for a frozen live reference."""
     model = packing("gemma2")
     copied = copy.deepcopy(model)
     assert torch.equal(copied(pack_rows(GROUPS)).log_probs, model(pack_rows(GROUPS)).log_probs)
@@ -306,7 +306,7 @@ def test_a_copy_takes_packed_rows_too() -> None:
 
 @pytest.mark.parametrize("name", ["gemma2", "gpt_oss", "mistral"])
 def test_generation_goes_on_as_before(name: str) -> None:
-    """With a cache, one token at a time, and a prompt with padding on its left."""
+    """Generate with a cache, one token at a time, from a prompt with left padding."""
     model = hybrid(name, torch.float32).eval()
     prompts = torch.tensor([[3, 3, 3, 10, 11, 12], [20, 21, 22, 23, 24, 25]])
     asked = {"input_ids": prompts, "attention_mask": (prompts != 3).long(), "max_new_tokens": 12, "do_sample": False}
@@ -322,13 +322,13 @@ def small(name: str) -> HybridModel:
 
 
 def test_what_only_shows_in_long_rows_is_found() -> None:
-    """DeepSeek-V4's layers of this size compress 128 tokens to one, and are plain attention before that."""
+    """DeepSeek-V4's layers of this size compress 128 tokens to one, and use plain attention for shorter texts."""
     assert probe_packing(small("deepseek_v4"), max_length=100) is None
     assert probe_packing(small("deepseek_v4"), max_length=200) is not None
 
 
 def test_a_model_whose_padding_counts_is_refused() -> None:
-    """CPM-Ant tells lengths by token 0, whatever the mask says."""
+    """CPM-Ant detects padding by token 0, whatever the mask says."""
     with pytest.raises(ModelError, match=r"CpmAntForCausalLM can't run batches.*padded row"):
         choose_layout(small("cpmant"), 3, max_length=64)
     for name in ("bloom", "mamba"):

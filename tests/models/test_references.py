@@ -1,4 +1,4 @@
-"""Three references that agree, and a cache that is resumed, shared and never mixed."""
+"""Three references that agree, and a cache that resumes, is shared and never mixes models."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def perturb(model) -> None:
 
 
 def test_the_three_references_agree(lora_model, tmp_path: Path) -> None:
-    """Precomputed, adapters off, and a frozen copy: the same numbers, whatever training did since."""
+    """Precomputed, adapters off, and a frozen copy give the same numbers, whatever training has changed."""
     model, groups = lora_model
     precomputed = precompute_reference(model, groups, layout=PADDED, batch_size=4, cache=tmp_path)
     frozen = frozen_copy_reference(model)
@@ -61,7 +61,7 @@ def test_the_three_references_agree(lora_model, tmp_path: Path) -> None:
 
 
 def test_the_cache_is_used_and_resumed(lora_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second call computes nothing; a lost part alone is computed again."""
+    """A second call computes nothing; only a lost part is computed again."""
     model, groups = lora_model
     monkeypatch.setattr(references, "_PART", 4)
     first = precompute_reference(model, groups, layout=PADDED, batch_size=4, cache=tmp_path)
@@ -81,7 +81,7 @@ def test_the_cache_is_used_and_resumed(lora_model, tmp_path: Path, monkeypatch: 
     calls.clear()
     more = [*groups[:3], TokenGroup(groups[0].prompt, (groups[0].responses[0], (5, 6)))]
     precompute_reference(model, more, layout=PADDED, batch_size=4, cache=tmp_path)
-    assert calls == [1]  # of another set only what is new
+    assert calls == [1]  # for another set only what is new
     np.testing.assert_array_equal(first, again)
 
 
@@ -94,7 +94,7 @@ def test_other_weights_have_another_fingerprint(lora_model) -> None:
 
 
 def test_adapters_and_data_sets_share_the_weights_digest(lora_model, tmp_path: Path) -> None:
-    """A run without adapters, or with others, finds what this one cached; and so would one that goes on later."""
+    """A run without adapters, or with others, finds what this one cached, and so does a resumed one."""
     model, groups = lora_model
     base = str(tmp_path / "base")
     tokenizer = load_tokenizer(base)
@@ -119,7 +119,7 @@ def test_a_known_digest_is_not_taken_again(lora_model, tmp_path: Path, monkeypat
 
 
 def test_the_config_and_the_format_are_part_of_the_fingerprint(lora_model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same weights with another rope, window or cap are another model; where they lie is no matter."""
+    """The same weights with another rope, window or cap are another model; their location does not matter."""
     model, _ = lora_model
     name = references.fingerprint(model)
     model.config._name_or_path = "elsewhere"
@@ -145,7 +145,7 @@ def test_a_damaged_part_is_computed_again(lora_model, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 50.0, 1e30])
 def test_what_no_log_prob_can_be_is_deleted_named_and_computed_again(value: float, lora_model, tmp_path: Path) -> None:
-    """Also in an archive that is whole, as somebody else may write it."""
+    """This includes an intact archive written by another program."""
     model, groups = lora_model
     first = precompute_reference(model, groups, layout=PADDED, batch_size=4, cache=tmp_path)
     part = next(tmp_path.glob("*/*.npz"))
@@ -193,7 +193,7 @@ def test_no_flipped_bit_changes_a_number(lora_model, tmp_path: Path) -> None:
 
 
 def test_two_processes_share_one_cache(lora_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both compute at once, in parts of one group: both end with the same numbers, and no half file is left."""
+    """Both compute concurrently, in parts of one group: they get the same numbers and leave no partial file."""
     model, groups = lora_model
     monkeypatch.setattr(references, "_PART", 1)
     context = multiprocessing.get_context("fork")
@@ -205,7 +205,7 @@ def test_two_processes_share_one_cache(lora_model, tmp_path: Path, monkeypatch: 
         found.put(values.tolist())
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # forking a process that has threads
+        warnings.simplefilter("ignore")  # the warning about forking a process with threads
         processes = [context.Process(target=compute) for _ in range(2)]
         for process in processes:
             process.start()

@@ -1,4 +1,4 @@
-"""What can't be loaded says what to do: unfinished runs, damaged adapters, files of other versions."""
+"""Models that can't be loaded give a remedy: unfinished runs, damaged adapters, files of other versions."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_damaged_adapters_are_named(damage: str, tmp_path: Path) -> None:
 
 
 def test_a_combined_score_without_a_weight(tmp_path: Path) -> None:
-    """Whether there were no validation pairs or no fit on them, the remedy is the same."""
+    """The remedy is the same without validation pairs and without a fit on them."""
     base = save_tiny(tmp_path / "base")
     model, tokenizer = trained(base)
     save_run(model, tokenizer, info(base), tmp_path / "run")

@@ -1,4 +1,4 @@
-"""The scorer of a server, against a real one on this machine: what it asks, and what it makes of what comes back."""
+"""The scorer for servers, against a real one on this machine: its requests, and how it handles responses."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def vllm(path: str, request: dict[str, Any]) -> Any:
 
 
 class Server:
-    """A reward server whose answers a test sets: JSON, or a status with headers and bytes, or what a function does."""
+    """A reward server whose answers a test sets: JSON, a status with headers and bytes, or a function."""
 
     def __init__(self) -> None:
         self.answer: Callable[[str, dict[str, Any]], Any] = native
         self.first: list[Answer | Callable[[BaseHTTPRequestHandler], None]] = []
-        """What comes before the answers."""
+        """Answers given before the others."""
         self.requests: list[dict[str, Any]] = []
         self.keys: set[str | None] = set()
         self.lock = threading.Lock()
@@ -136,7 +136,7 @@ def test_no_more_requests_are_under_way_than_allowed(server: Server) -> None:
     busy, seen = [0], []
 
     def slow(path: str, request: dict[str, Any]) -> Any:
-        """Counted only until the answer is sent: its receiver may ask anew before this thread goes on."""
+        """Count it only until the answer is sent: the client may send the next one before this thread continues."""
         with server.lock:
             busy[0] += 1
             seen.append(busy[0])
@@ -200,7 +200,7 @@ def test_what_is_over_the_servers_limit_is_nobodys_fault(server: Server, path: s
 
 
 def test_what_a_server_refuses_is_asked_once_and_the_servers_words_stand(server: Server) -> None:
-    """Also where such rows are skipped; the remedy is none of a tokenizer, which the server has."""
+    """This includes skipping such rows; the remedy does not mention a tokenizer, because the server has it."""
     answers = {5: (400, {}, said("roles must alternate", "BadRequestError")), 7: (400, {}, said("long", "overlong"))}
     server.answer = lambda path, request: answers.get(len(request["messages"][-1]["content"])) or vllm(path, request)
     rows = [("rows.jsonl", number) for number in range(1, 12)]
@@ -380,7 +380,7 @@ def test_what_only_a_local_model_can_be_told_is_refused(server: Server) -> None:
     ids=str,
 )
 def test_options_that_a_server_does_not_read_are_refused(options: dict[str, Any], said: str) -> None:
-    """With either engine, and in an evaluation of servers alone; a batch's size is a request's."""
+    """This works with other models or with servers alone; the batch size is that of a request."""
     server, scoring = "http://127.0.0.1:1", {"data": "d", "out": "o"}
     for refused in (
         lambda: ScoreConfig(model=server, **scoring, **options),
@@ -404,7 +404,7 @@ def test_without_httpx_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_server_is_evaluated_and_scores_files(server: Server, tmp_path: Path, monkeypatch: Any, capfd: Any) -> None:
-    """Two servers side by side; a repeated evaluation asks for the name alone, another model's name scores anew."""
+    """With two servers, a repeated evaluation only requests the names; if a model's name changes, it scores again."""
     monkeypatch.setenv(API_KEY, KEY)
     rows = tmp_path / "pairs.jsonl"
     rows.write_text("".join(json.dumps(pair.as_row()) + "\n" for pair in some_pairs(9)))

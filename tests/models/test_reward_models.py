@@ -1,4 +1,4 @@
-"""Reward models in the forms in which programs save them: scored, and trained from, as the program itself reads them.
+"""Reward models as other programs save them: scoring and training read them as the program does.
 
 The oracles are stock transformers and PEFT, or the form's own arithmetic on stock hidden states, in float64 and one
 sequence at a time.
@@ -51,7 +51,7 @@ def classifier(folder: Path, name: str = "llama", *, tied: bool = False, labels:
 
 
 def by_class(folder: Path) -> Oracle:
-    """The stock classifier's own reward."""
+    """Return the stock classifier's own reward."""
     with quiet_transformers():
         model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float64).eval()
     return lambda ids: model(ids).logits[0, 0].item()
@@ -89,7 +89,7 @@ def sharded(folder: Path) -> tuple[Path, Oracle]:
 
 
 def openrlhf(folder: Path) -> tuple[Path, Oracle]:
-    """No labels in the config, which then has two by default, and a class of its own."""
+    """The config has no labels, which means two by default, and a custom class."""
     model = classifier(folder / "rm")
     config = json.loads((model / "config.json").read_text())
     for name in ("id2label", "label2id", "num_labels"):
@@ -108,7 +108,7 @@ def openrlhf_value_head(folder: Path) -> tuple[Path, Oracle]:
 
 
 def renamed(folder: Path, name: str, *, flat: bool = False) -> tuple[Path, Oracle]:
-    """A classifier whose head has another name, or is a vector."""
+    """A classifier whose head has a different name or is a vector."""
     model = classifier(folder / "rm", tied=True)
     oracle = by_class(model)
     weights = load_file(model / "model.safetensors")
@@ -142,7 +142,7 @@ def llama_factory(folder: Path) -> tuple[Path, Oracle]:
 
 
 def trl_value_head(folder: Path) -> tuple[Path, Oracle]:
-    """TRL's own: the head in the model's file."""
+    """TRL's value head, saved in the model's file."""
     model = save_tiny(folder / "rm")
     oracle = by_hand(model, value_head()["v_head.summary.weight"], 0.75)
     weights = load_file(model / "model.safetensors") | value_head()
@@ -202,7 +202,7 @@ def export_of_run(folder: Path) -> tuple[Path, Oracle]:
 
 
 def checkpoint_of_lora(folder: Path) -> tuple[Path, Oracle]:
-    """An intermediate checkpoint, of adapters alone."""
+    """An intermediate checkpoint, which contains only adapters."""
     base = save_tiny(folder / "base")
     model, tokenizer = trained(base, LORA)
     description = info(base, lora=vars(LORA))
@@ -258,7 +258,7 @@ def test_each_form_is_scored_as_its_own_program_scores_it(form: str, tmp_path: P
 
 @pytest.mark.parametrize("form", FORMS)
 def test_training_begins_with_the_rewards_that_the_model_gave(form: str, tmp_path: Path) -> None:
-    """Up to the bias of a value head, which is the same for all."""
+    """Rewards agree up to the bias of a value head, which is the same for all."""
     model, oracle = FORMS[form](tmp_path)
     log_probs = form not in WITHOUT_LM_HEAD
     start = check_start(str(model), head_init="auto", rewards=True, log_probs=log_probs)
@@ -277,7 +277,7 @@ def test_training_begins_with_the_rewards_that_the_model_gave(form: str, tmp_pat
 
 @pytest.mark.parametrize("form", sorted(WITHOUT_LM_HEAD))
 def test_without_an_lm_head_the_reward_head_alone_is_trained(form: str, tmp_path: Path) -> None:
-    """And the run that is saved has no LM head either, so that stock transformers warns by itself."""
+    """The saved run has no LM head either, so that stock transformers warns about it."""
     model, _ = FORMS[form](tmp_path)
     with pytest.raises(ModelError, match=r"without an LM head \(lm_head.weight\).*--method baseline"):
         check_start(str(model), head_init="auto", rewards=True, log_probs=True)
@@ -363,7 +363,7 @@ def test_heads_that_cant_be_kept_are_refused_by_name(tmp_path: Path) -> None:
     ],
 )
 def test_a_head_of_an_unknown_form_is_named(name: str, architecture: str, tmp_path: Path) -> None:
-    """Neither trained over with a fresh head, nor called a model without one."""
+    """Such a model neither gets a fresh head nor counts as one without a head."""
     for flat in (False, True):
         if flat and name not in ("rm_head.weight", "reward_head.weight"):
             continue
@@ -379,7 +379,7 @@ def test_a_head_of_an_unknown_form_is_named(name: str, architecture: str, tmp_pa
 
 
 def test_scoring_names_a_head_that_it_cant_read(tmp_path: Path) -> None:
-    """In the words of training: its parameters, or its shape beside the backbone's width."""
+    """The error names its parameters, or its shape and the backbone's width, as in training."""
     for stem in ("score", "v_head"):
         layered, _ = renamed(tmp_path / stem, f"{stem}.2.weight")
         with_weights(layered, lambda weights, stem=stem: weights.update({f"{stem}.0.weight": torch.eye(32)}))
@@ -397,7 +397,7 @@ def test_scoring_names_a_head_that_it_cant_read(tmp_path: Path) -> None:
 
 
 def test_a_bias_counts_where_a_model_is_only_scored(tmp_path: Path) -> None:
-    """The stock class would pass over it."""
+    """The stock class would ignore it."""
     model = classifier(tmp_path / "rm")
     oracle = by_class(model)
     with_weights(model, lambda weights: weights.update({"score.bias": torch.tensor([2.5])}))
@@ -426,7 +426,7 @@ def test_adapters_whose_base_is_not_there_name_it(tmp_path: Path) -> None:
 
 
 def test_adapters_with_embeddings_of_their_own(tmp_path: Path) -> None:
-    """A pad token was added before training, so the adapters bring embeddings of another size than the base's."""
+    """A pad token was added before training, so the adapters come with larger embeddings than the base."""
     base = save_tiny(tmp_path / "base", tie_word_embeddings=True, tokenizer=tiny_tokenizer(pad=None))
     tokenizer = tiny_tokenizer(pad=None)
     tokenizer.add_special_tokens({"pad_token": "<|more|>"})

@@ -1,4 +1,4 @@
-"""A LoRA run's folder gives what was validated: rounding takes nothing of what the adapters learnt, packing neither."""
+"""A LoRA run's folder gives the validated scores: neither rounding nor packing loses what adapters learnt."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tests.tiny import save_tiny, some_pairs
 
 LORA = LoraOptions(rank=4)
 EXACT, ROUNDED = 1e-5, 0.05
-"""Largest differences, relative to how far scores are spread: of one computation in float32, and of bfloat16's."""
+"""Largest differences, relative to the spread of scores, for float32 and for bfloat16."""
 
 
 def half_run(folder: Path, name: str = "llama", *, lora: LoraOptions = LORA) -> tuple[HybridModel, Any, Path]:
@@ -75,12 +75,12 @@ def scores(model: HybridModel, batch: SequenceBatch) -> Tensor:
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
-    """The largest root mean square of a head's differences, in units of how far its scores are spread."""
+    """Return the largest root mean square of a head's differences, relative to the spread of its scores."""
     return float(((found - expected).pow(2).mean(1).sqrt() / expected.std(1)).max())
 
 
 def in_float32(model: HybridModel, tokenizer: Any) -> tuple[Tensor, Tensor]:
-    """What the model scores with its weights widened, without rounding between: with adapters, and without, [2, S]."""
+    """Score with widened weights, without intermediate rounding: with adapters and without, [2, S]."""
     cast_weights(model, torch.float32)
     with_them = scores(model, batch_of(tokenizer))
     with model.adapters_disabled():
@@ -89,7 +89,7 @@ def in_float32(model: HybridModel, tokenizer: Any) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2"])  # plain, transposed, tied
 def test_merged_weights_hold_all_that_adapters_learnt(name: str, tmp_path: Path) -> None:
-    """In bfloat16 nine tenths of it would be rounding."""
+    """In bfloat16 nine tenths of the difference would be rounding."""
     model, _, run = half_run(tmp_path, name)
     saved = load_file(run / "model.safetensors")
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
@@ -100,13 +100,13 @@ def test_merged_weights_hold_all_that_adapters_learnt(name: str, tmp_path: Path)
         delta: Tensor = layer.get_delta_weight("default")  # type: ignore[operator]
         found = saved[f"{name}.weight"] - layer.get_base_layer().weight.float()
         assert (found - delta).norm() < 1e-3 * delta.norm(), name
-    assert model.stock_lm.dtype == torch.bfloat16  # the model, and what its config says of it, stay as they were
+    assert model.stock_lm.dtype == torch.bfloat16  # the model and its config are unchanged
     assert model.config.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_a_half_precision_run_scores_as_it_was_validated(name: str, tmp_path: Path) -> None:
-    """Its folder bit for bit as its last checkpoint, and as the model in memory."""
+    """The folder gives exactly the scores of its last checkpoint and of the model in memory."""
     model, tokenizer, run = half_run(tmp_path, name)
     expected = scores(model, batch_of(tokenizer))
     for folder in (run, tmp_path / "checkpoint"):
@@ -116,7 +116,7 @@ def test_a_half_precision_run_scores_as_it_was_validated(name: str, tmp_path: Pa
 
 
 def test_log_ratios_survive_merging(tmp_path: Path) -> None:
-    """Stock classes, and the run without its base: the float32 weights score as the adapters do, ratios included."""
+    """In stock classes, and without its base, the float32 weights score as the adapters do, including log-ratios."""
     model, tokenizer, run = half_run(tmp_path)
     batch, validated = batch_of(tokenizer), scores(model, batch_of(tokenizer))
     expected, start = in_float32(model, tokenizer)
@@ -154,7 +154,7 @@ def test_without_its_base_a_run_is_its_merged_weights(tmp_path: Path) -> None:
 
 
 def test_another_dtype_is_of_the_frozen_weights(tmp_path: Path) -> None:
-    """A run in float32 that is scored in bfloat16 keeps its adapters apart; one in bfloat16 widens exactly."""
+    """A float32 run scored in bfloat16 keeps its adapters separate; a bfloat16 run is widened exactly."""
     model, tokenizer, run = half_run(tmp_path)
     expected = in_float32(model, tokenizer)[0]
     widened = load_run(tmp_path / "checkpoint", dtype=torch.float32)[0]
@@ -188,7 +188,7 @@ def test_log_probs_of_a_run_are_its_adapters(tmp_path: Path) -> None:
 
 
 def test_merged_weights_leave_the_device_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A whole model more would not fit beside the one that was trained."""
+    """A second whole model would not fit next to the one that was trained."""
     model, _, _ = half_run(tmp_path)
     fetched: set[int] = set()
     to_cpu = Tensor.cpu
@@ -203,7 +203,7 @@ def test_merged_weights_leave_the_device_one_by_one(tmp_path: Path, monkeypatch:
 
 
 class Packed(nn.Linear):
-    """Stands for bitsandbytes' Linear4bit: bytes for a weight, and what unpacks them beside it in the state dict."""
+    """Stands in for bitsandbytes' Linear4bit: a weight as bytes, with the state to unpack them in the state dict."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=False)
@@ -217,7 +217,7 @@ class Packed(nn.Linear):
 
 
 def test_what_is_handed_to_transformers_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layers with adapters and without, and in a model that transformers knows as quantized."""
+    """This covers layers with and without adapters, in a model that transformers considers quantized."""
     base = save_tiny(tmp_path / "base")
     tokenizer = load_tokenizer(str(base))
     model = new_model(str(base), tokenizer, lora=LoraOptions(rank=4, targets=["q_proj"]))
@@ -253,7 +253,7 @@ def test_export_refuses_weights_that_would_start_at_random(tmp_path: Path) -> No
 
 
 def pack(options: LoraOptions) -> BitsAndBytesConfig | None:
-    """What `quantization_config` gives on a GPU; bitsandbytes packs on a CPU too."""
+    """The result of `quantization_config` on a GPU; bitsandbytes can also pack on a CPU."""
     if options.quantize == "none":
         return None
     return BitsAndBytesConfig(
@@ -265,7 +265,7 @@ def pack(options: LoraOptions) -> BitsAndBytesConfig | None:
 
 
 def quantized_layers(model: HybridModel) -> Iterator[tuple[str, nn.Module]]:
-    """The packed layers, by their weights' names in a plain model."""
+    """Return the packed layers by their weights' names in a plain model."""
     for name, module in model.stock_lm.named_modules():
         if not isinstance(module, LoraLayer) and getattr(module, "weight", torch.zeros(0)).dtype == torch.uint8:
             yield f"{name.removesuffix('.base_layer')}.weight", module
@@ -281,7 +281,7 @@ def test_qlora_runs_load_unpacked(targets: list[str], tmp_path: Path, monkeypatc
     options = LoraOptions(rank=2, quantize="4bit", targets=targets)
     model = new_model(str(base), tokenizer, lora=options, dtype=torch.bfloat16).eval()
     assert not model.stock_lm.is_gradient_checkpointing
-    # Before a forward pass: on a CPU that lays the packed weights out anew.
+    # Before a forward pass, which rearranges the packed weights on a CPU.
     packed = {name: dequantize_module_weight(layer) for name, layer in quantized_layers(model)}
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -1,7 +1,7 @@
-"""Scorers give the rewards that training measured and stock transformers computes, whatever the model brings with it.
+"""Scorers give the rewards that training measured and stock transformers computes, whatever comes with the model.
 
 Reference-free policies, tokenizers without a pad token, either padding side, templates that refuse a conversation, and
-models with code of their own.
+models with custom code.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ CONVERSATIONS = [conversation for pair in some_pairs(20) for conversation in pai
 
 
 def config(base: Path, out: Path, **values: Any) -> TrainConfig:
-    """Two steps on a dozen pairs, which are the validation pairs too."""
+    """Train two steps on a dozen pairs, which are also the validation pairs."""
     rows = out.parent / "pairs.jsonl"
     rows.write_text("\n".join(json.dumps(pair.as_row()) for pair in some_pairs(12)))
     training = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "use_cpu": True}
@@ -65,7 +65,7 @@ def config(base: Path, out: Path, **values: Any) -> TrainConfig:
 
 
 def save_classifier(folder: Path, name: str = "llama", *, tokenizer: Any = None, **values: Any) -> Path:
-    """A stock reward model on disk, as a program that knows nothing of hafrm writes it."""
+    """Write a stock reward model to disk, as a program without hafrm would."""
     settings = tiny_lm(name, **values).config
     settings.num_labels = 1
     torch.manual_seed(0)
@@ -80,7 +80,7 @@ def save_classifier(folder: Path, name: str = "llama", *, tokenizer: Any = None,
 
 
 def stock_rewards(folder: Path) -> list[float]:
-    """Rewards of `CONVERSATIONS` by stock transformers alone, one by one: no row is ever padded."""
+    """Compute rewards of `CONVERSATIONS` with stock transformers, one by one and without padding."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with quiet_transformers():
         model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
@@ -96,7 +96,7 @@ def stock_rewards(folder: Path) -> list[float]:
 
 @pytest.mark.parametrize("kind", ["simpo", pytest.param("orpo", marks=pytest.mark.slow), "sft"])
 def test_policies_without_reference_score_as_validation_measured(kind: str, tmp_path: Path) -> None:
-    """`hafrm evaluate --head policy` finds the margins that the run logged, and asks for no reference model."""
+    """`hafrm evaluate --head policy` gives the margins that the run logged, and needs no reference model."""
     base = save_tiny(tmp_path / "base")
     loss = LossConfig(policy_loss=kind, policy_ratio=0.5)
     options = config(base, tmp_path / "run", loss=loss)
@@ -121,7 +121,7 @@ def test_stock_classifiers_score_the_same_on_either_padding_side(name: str, tmp_
 
 
 def gpt2_tokenizer() -> Any:
-    """One special token for everything and no pad token, as GPT-2 has it."""
+    """A tokenizer with a single special token and no pad token, like GPT-2's."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([*letters, "<|endoftext|>"])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -136,7 +136,7 @@ PADLESS = {"vocab_size": 257, "bos_token_id": 256, "eos_token_id": 256, "pad_tok
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_stock_classifiers_without_a_pad_token_score_in_batches(name: str, tmp_path: Path) -> None:
-    """Stock transformers refuses batches here; ours give what it computes one by one."""
+    """Stock transformers refuses batches in this case; hafrm's batches give what it computes one by one."""
     folder = save_classifier(tmp_path / "classifier", name, tokenizer=gpt2_tokenizer(), **PADLESS)
     expected = stock_rewards(folder)
     for side in ("left", "right"):
@@ -147,7 +147,7 @@ def test_stock_classifiers_without_a_pad_token_score_in_batches(name: str, tmp_p
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_stock_classifiers_that_pad_with_the_end_are_read_where_they_were_trained(name: str, tmp_path: Path) -> None:
-    """TRL saves pad = eos where a tokenizer has no pad token: the reward then stands at the token before the end."""
+    """TRL saves pad = eos if a tokenizer has no pad token: the reward is then at the token before the end."""
     tokenizer = tiny_tokenizer(pad="</s>")
     folder = save_classifier(tmp_path / "classifier", name, tokenizer=tokenizer, pad_token_id=tokenizer.eos_token_id)
     expected = stock_rewards(folder)
@@ -181,7 +181,7 @@ def test_a_template_with_a_clock_scores_the_same_on_another_day(
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_runs_without_a_pad_token_score_in_batches(name: str, tmp_path: Path) -> None:
-    """The run's model has a row more than the one it started from; both heads and the reference have room for it."""
+    """The run's model has one more row than its start; both heads and the reference have room for it."""
     base = save_tiny(tmp_path / "base", name, tokenizer=gpt2_tokenizer(), **PADLESS)
     out = str(tmp_path / "run")
     logged = train(config(base, Path(out))).metrics
@@ -208,7 +208,7 @@ ALTERNATING = (
     "{% endfor %}"
     "{{ 'assistant: ' if add_generation_prompt else '' }}"
 )
-"""A template that wants user turns to be answered, as those of Llama 2 and Mistral do."""
+"""A template that requires alternating turns, like those of Llama 2 and Mistral."""
 
 TWICE = Prompt((Message("user", "Hello?"), Message("user", "Are you there?")))
 YES, NO = (Message("assistant", "Yes."),), (Message("assistant", "No."),)
@@ -237,7 +237,7 @@ SKIP = ReadOptions(on_bad_row="skip")
 
 
 def test_a_scorer_says_which_conversations_the_template_refuses(strict: str) -> None:
-    """Over-long ones are no part of it: those have no reward, as ever."""
+    """Over-long conversations are not refused: they just have no reward."""
     scorer = load_scorer(strict, options=LIMIT)
     refused, long = Conversation(TWICE, YES), Conversation(Prompt(TWICE.turns[:1]), ENDLESS)
     with pytest.raises(RefusedError, match="two user turns in a row") as caught:
@@ -263,7 +263,7 @@ def test_a_refused_row_stops_bulk_scoring_by_name(strict: str, rows: Path, tmp_p
 
 
 def test_refused_rows_can_be_skipped_in_an_evaluation(strict: str, rows: Path, tmp_path: Path) -> None:
-    """They keep their place among the raw scores, and the results count them by their reason."""
+    """Refused pairs keep their place in the raw scores, and the results count them by reason."""
     out = tmp_path / "eval"
     options = EvaluateConfig(models=[strict], data=[str(rows)], out=str(out), score=LIMIT, data_options=SKIP)
     evaluate(options)
@@ -277,7 +277,7 @@ def test_refused_rows_can_be_skipped_in_an_evaluation(strict: str, rows: Path, t
 
 
 def test_refused_rows_can_be_skipped_in_bulk_scoring(strict: str, rows: Path, tmp_path: Path) -> None:
-    """The others have the rewards that they have in a file without refused rows."""
+    """Other rows have the same rewards as in a file without refused rows."""
     out = tmp_path / "out.jsonl"
     counts = score_rows(ScoreConfig(model=strict, data=str(rows), out=str(out), score=LIMIT, data_options=SKIP))
     assert (counts.scored, dict(counts.unscored)) == (3, {"refused_by_template": 1, "overlong": 1})
@@ -303,7 +303,7 @@ class OwnForCausalLM(LlamaForCausalLM):
 
 @pytest.fixture
 def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A model whose folder brings the code that it needs; what transformers keeps of such code is forgotten after."""
+    """A model whose folder contains its own code; what transformers caches of it is cleared afterwards."""
     base = save_tiny(tmp_path / "base")
     (base / "modeling_own.py").write_text(OWN_CODE)
     settings = json.loads((base / "config.json").read_text())
@@ -318,7 +318,7 @@ def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_code_that_comes_with_a_model_runs_only_with_leave(own_code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without it there is an error, and no question that a program in the background would wait for."""
+    """Without permission there is an error, and no prompt on which a background program would wait."""
     asked: list[str] = []
     monkeypatch.setattr("builtins.input", lambda text="": asked.append(text) or "y")
     with pytest.raises(ModelError, match="contains custom code"):
@@ -329,7 +329,7 @@ def test_code_that_comes_with_a_model_runs_only_with_leave(own_code: Path, monke
 
 
 def test_a_model_with_its_own_code_trains_and_scores(own_code: Path, tmp_path: Path) -> None:
-    """Checkpoints bring the code along; restoring the best one needs no second leave, scoring the run does."""
+    """Checkpoints contain the code; restoring the best one needs no second permission, but scoring the run does."""
     out = tmp_path / "run"
     options = config(own_code, out, trust_remote_code=True)
     result = train(replace(options, training=options.training | {"eval_steps": 1, "save_steps": 1}))
@@ -353,7 +353,7 @@ def test_a_model_with_its_own_code_trains_and_scores(own_code: Path, tmp_path: P
 
 @pytest.mark.parametrize("name", ["roberta", "bert"])
 def test_encoder_classifiers_score_as_stock_on_either_side(name: str, tmp_path: Path) -> None:
-    """RoBERTa counts positions from its pad token on, BERT reads the first token: both want padding on the right."""
+    """RoBERTa counts positions from its pad token on, and BERT reads the first token: both need right padding."""
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     settings = AutoConfig.for_model(name, vocab_size=260, pad_token_id=3, max_position_embeddings=300, **sizes)
     settings.num_labels = 1

@@ -75,7 +75,7 @@ def by_hand(run: Path) -> torch.Tensor:
 
 
 def test_the_mean_is_the_reward_in_every_program(run: Path, tmp_path: Path) -> None:
-    """hafrm's, the run's folder in the stock class, and the export's, which has one head and its adapters."""
+    """hafrm, the run's folder in the stock class, and the export with one head and its adapters agree."""
     rewards = by_hand(run).mean(1).tolist()
     assert load_scorer(str(run)).score(TALKS) == pytest.approx(rewards, abs=1e-5)
     export(ExportConfig(run=str(run), out=str(tmp_path / "out")))
@@ -159,7 +159,7 @@ def test_errors_that_do_not_exist_are_refused(run: Path) -> None:
 
 
 def test_heads_are_saved_and_resumed_bit_for_bit(run: Path, tmp_path: Path) -> None:
-    """A run that stops at its second step and goes on has the weights of one that does not."""
+    """A run that stops at its second step and resumes ends with the weights of an uninterrupted one."""
     saved = json.loads((run / "manifest.json").read_text())["config"]
     whole = config(tmp_path, lora=LoraOptions(**saved["lora"]))
 

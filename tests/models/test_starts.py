@@ -1,4 +1,4 @@
-"""What can't be trained or saved is said before training, and what a text never reaches is left alone."""
+"""Models that can't be trained or saved are refused before training; parts that text never reaches are untouched."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def multimodal(folder: Path) -> Path:
 def test_unusual_shapes_and_names_are_saved_for_the_stock_classes(
     kind: str, values: dict[str, Any], lora: LoraOptions, tmp_path: Path
 ) -> None:
-    """A head of another name, one narrower than the hidden size, and a base that is the model itself."""
+    """The head has another name or is narrower than the hidden size, or the base is the model itself."""
     base = of_kind(tmp_path / "base", kind, **values)
     tokenizer = load_tokenizer(str(base))
     model = new_model(str(base), tokenizer, lora=lora)
@@ -148,7 +148,7 @@ def test_an_architecture_without_a_classifier_is_told_so(tmp_path: Path) -> None
 
 
 def test_only_the_part_that_reads_text_is_trained(tmp_path: Path) -> None:
-    """Llama 4's loads again by itself, Llama 3.2 Vision's does not."""
+    """Llama 4's text part can be loaded by itself, Llama 3.2 Vision's can't."""
     for kind in ("llama4", "mllama"):
         AutoConfig.for_model(kind).save_pretrained(tmp_path / kind)
         tiny_tokenizer().save_pretrained(tmp_path / kind)
@@ -159,7 +159,7 @@ def test_only_the_part_that_reads_text_is_trained(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["gpt_neox", "qwen2", "gpt2"])
 def test_an_lm_head_is_found_by_its_shape_or_name(name: str, tmp_path: Path) -> None:
-    """GPT-NeoX saves its own as `embed_out`; the others' is tied."""
+    """GPT-NeoX saves its LM head as `embed_out`; the others' are tied."""
     check_start(str(save_tiny(tmp_path / name, name)))
 
 
@@ -176,7 +176,7 @@ def test_a_text_reaches_no_vision_tower(tmp_path: Path) -> None:
     unreached = trace_text(stock).unreached
     towers = ("model.vision_tower.", "model.multi_modal_projector.")
     assert unreached == {name for name, _ in stock.named_parameters() if name.startswith(towers)}
-    assert trace_text(stock.requires_grad_(False)).unreached == unreached  # frozen, a weight is in no graph
+    assert trace_text(stock.requires_grad_(False)).unreached == unreached  # a frozen weight is in no graph
     model = new_model(str(base), tokenizer, lora=LoraOptions())
     trained = {name for name, weight in model.stock_lm.named_parameters() if weight.requires_grad}
     assert trained == {name for name, _ in stock.named_parameters()} - unreached
@@ -187,7 +187,7 @@ def test_a_text_reaches_no_vision_tower(tmp_path: Path) -> None:
 
 
 def test_every_weight_that_is_trained_gets_a_gradient(tmp_path: Path) -> None:
-    """Which is what DDP waits for."""
+    """DDP waits for the gradients of such parameters."""
     encoder_pairs = some_pairs(3)
     for name in ("multimodal", "llama"):
         base = multimodal(tmp_path / name) if name == "multimodal" else save_tiny(tmp_path / name)

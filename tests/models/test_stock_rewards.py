@@ -1,4 +1,4 @@
-"""Stock reward models: their heads are their own, and so is the layout of their texts."""
+"""Stock reward models keep their own heads and their own chat templates."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def stock_reward_model(folder: Path, *, template: str | None = DEFAULT_CHAT_TEMP
 
 @pytest.mark.parametrize("lost", ["score.weight", "model.layers.0.mlp.up_proj.weight"])
 def test_a_classifier_that_lacks_weights_does_not_score(lost: str, tmp_path: Path) -> None:
-    """transformers would draw them at random, and the rewards with them."""
+    """transformers would draw them at random, which would make rewards random."""
     folder = stock_reward_model(tmp_path)
     assert isinstance(load_scorer(str(folder)), StockScorer)
     tensors = load_file(folder / "model.safetensors")

@@ -34,7 +34,7 @@ def test_what_is_there_stays() -> None:
 def test_pad_is_never_the_end_of_sequence(pad: str | None) -> None:
     """pad == eos would move the token that stock classifiers score."""
     tokenizer = prepare_tokenizer(tiny_tokenizer(template=None, pad=pad))
-    assert tokenizer.pad_token == "<pad>"  # the vocabulary holds one to spare
+    assert tokenizer.pad_token == "<pad>"  # the vocabulary has an unused one
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
     assert tokenizer.chat_template == DEFAULT_CHAT_TEMPLATE
 
@@ -102,7 +102,7 @@ def tiny_tokenizer_of(specials: list[str], merges: list[tuple[str, str]] = ()) -
 
 @pytest.mark.parametrize("change", ["order", "merge"])
 def test_a_reference_of_another_tokenizer_is_refused(change: str, tmp_path: Path) -> None:
-    """Other ids for the same tokens, or the same tokens in other places of a text."""
+    """The tokenizers have other ids for the same tokens, or split a text differently."""
     policy = save_tiny(tmp_path / "policy")
     reference = save_tiny(tmp_path / "reference", tokenizer=other_tokenizer(change), vocab_size=270)
     with pytest.raises(ModelError, match=r"reference can't be the reference of .*policy.*tokenizers differ"):
@@ -110,7 +110,7 @@ def test_a_reference_of_another_tokenizer_is_refused(change: str, tmp_path: Path
 
 
 def test_the_same_tokenizer_serves_whatever_it_was_saved_with(tmp_path: Path) -> None:
-    """A template, a pad token, embeddings padded to another size, and no tokenizer at all."""
+    """A different template, pad token or padded embedding size is accepted, as is a missing tokenizer."""
     policy = save_tiny(tmp_path / "policy", tokenizer=tiny_tokenizer(pad=None))
     conversations = [conversation for pair in some_pairs(2) for conversation in pair.conversations]
     for name, tokenizer, rows in (
@@ -127,7 +127,7 @@ def test_the_same_tokenizer_serves_whatever_it_was_saved_with(tmp_path: Path) ->
 
 
 def test_a_token_that_only_the_policy_has_counts_where_text_holds_it(tmp_path: Path) -> None:
-    """New tokens of a chat template, which a base model reads as letters."""
+    """New tokens of a chat template, which a base model encodes as letters."""
     template = "{% for m in messages %}<|turn|>{{ m['content'] }}{% endfor %}"
     reference = save_tiny(tmp_path / "reference")
     policy = tiny_tokenizer(template=template)

@@ -1,4 +1,4 @@
-"""Log-ratios of tokens: the stock models' own numbers, over pieces that join to the response's text."""
+"""Log-ratios of tokens equal the stock models' own numbers, and their pieces join to the response's text."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ HARD = [
 
 
 def merging_tokenizer(template: str) -> Any:
-    """A byte-level tokenizer with merges, whose post-processor leaves spaces out of the places of tokens."""
+    """A byte-level tokenizer with merges, whose post-processor excludes spaces from token offsets."""
     merges = [("Ġ", "w"), ("Ġw", "o"), ("Ġ", "Ġ"), ("Ċ", "Ċ"), ("a", "i"), ("ð", "Ł"), (":", "Ġ")]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = ["<unk>", "<s>", "</s>", "<pad>", *letters, *("".join(merge) for merge in merges)]
@@ -49,7 +49,7 @@ def merging_tokenizer(template: str) -> Any:
 
 
 def byte_fallback_tokenizer(template: str) -> Any:
-    """As Llama 2's: a space is U+2581, and characters it does not know become bytes."""
+    """A tokenizer like Llama 2's: a space is U+2581, and unknown characters become bytes."""
     tokens = ["<unk>", "<s>", "</s>", "<pad>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcdeinorstuwASH:"]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     merges = [("▁", "w"), ("a", "n")]
@@ -73,7 +73,7 @@ TOKENIZERS = [
 
 
 def laid(tokenizer: Any, conversation: Conversation, limit: int = 10**6) -> tuple[TokenRatios | None, list[float]]:
-    """The pieces where each token's number is one larger than that of the one before it, and these numbers."""
+    """Return the pieces if each token's number is one larger than the previous one's, and these numbers."""
     encoder = ConversationEncoder(tokenizer, limit, "truncate")
     group = encoder.encode(conversation.prompt, [conversation.response])
     values = [float(number) for number in range(1, len(group.responses[0]) + 1)]
@@ -155,7 +155,7 @@ def models_on_disk(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 def stock_log_ratios(policy: str, base: str, conversation: Conversation) -> torch.Tensor:
-    """Log-ratios of all tokens but the first by stock transformers alone."""
+    """Compute log-ratios of all tokens except the first with stock transformers."""
     messages = [message.as_dict() for message in conversation.turns]
     ids = AutoTokenizer.from_pretrained(policy).apply_chat_template(messages, return_dict=False, return_tensors="pt")
     both = [AutoModelForCausalLM.from_pretrained(name).eval()(ids).logits[0, :-1] for name in (policy, base)]
@@ -186,7 +186,7 @@ def test_log_ratios_are_the_stock_models_own(layout: Any, models_on_disk: tuple[
 
 @torch.no_grad()
 def test_parts_of_rewards_sum_to_them(models_on_disk: tuple[str, str]) -> None:
-    """tau times the log-ratios, and for both heads the rest; without a reference the mean log-prob, cut into tokens."""
+    """Parts are tau times log-ratios; both heads add a rest; without a reference they divide the mean log-prob."""
     policy, base = models_on_disk
     scorer = load_scorer(policy, head="policy", reference=base)
     assert isinstance(scorer, HybridScorer)
@@ -218,7 +218,7 @@ def test_parts_of_rewards_sum_to_them(models_on_disk: tuple[str, str]) -> None:
 @pytest.mark.parametrize("layout", ["auto", "padded"])
 @torch.no_grad()
 def test_the_reward_head_alone_is_divided_by_prefix(layout: Any, models_on_disk: tuple[str, str]) -> None:
-    """Sums of parts are rewards of shorter texts, cut at any token, by the stock model's states."""
+    """Sums of parts are rewards of texts cut at any token, computed from the stock model's states."""
     policy, base = models_on_disk
     options = ScoreOptions(layout=layout)
     scorer = load_scorer_of_head(load_scorer(policy, head="policy", reference=base, options=options))  # type: ignore[arg-type]
@@ -250,7 +250,7 @@ def load_scorer_of_head(scorer: HybridScorer) -> HybridScorer:
 
 @torch.no_grad()
 def test_a_piece_of_several_tokens_has_the_reward_after_its_last(models_on_disk: tuple[str, str]) -> None:
-    """In a response of several messages too, where the chat template's own tokens are between them."""
+    """This also holds for responses with several messages, with the template's tokens between them."""
     policy, base = models_on_disk
     scorer = load_scorer_of_head(load_scorer(policy, head="policy", reference=base))  # type: ignore[arg-type]
     scorer.model.score.weight.copy_(torch.linspace(-1, 1, 32)[None])

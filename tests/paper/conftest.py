@@ -14,7 +14,7 @@ from tests.tiny import save_tiny
 
 @pytest.fixture
 def tiny_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tiny backbone, whose bytes are more tokens than the world's own, and 24 pairs a split."""
+    """A tiny backbone, whose byte tokens are more than the world's own tokens, and 24 pairs per split."""
     base = save_tiny(tmp_path / "base", max_position_embeddings=512)
     monkeypatch.setattr(backbone, "world_backbone", lambda kind: base)
     monkeypatch.setattr(presets, "WORLD_MAX_LENGTH", 512)

@@ -1,4 +1,4 @@
-"""Accuracies from the margins that `hafrm reproduce` writes beside its results, computed from those files alone."""
+"""Accuracies recomputed from the margins that `hafrm reproduce` writes next to its results."""
 
 from __future__ import annotations
 

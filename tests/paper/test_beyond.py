@@ -1,4 +1,4 @@
-"""Studies of further losses: from their commands to their files in a tiny world, and their measures by hand."""
+"""Studies of additional losses: from commands to files in a tiny world, and hand-worked measures."""
 
 from __future__ import annotations
 

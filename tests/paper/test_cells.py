@@ -1,4 +1,4 @@
-"""Which number is in which cell: tables of invented measurements, each with its own value, and the paper's tables."""
+"""Every number is in the right cell, in tables of distinct invented measurements and in the paper's tables."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def plain(table: Table) -> dict[str, list[str]]:
 
 
 def share(trained: tuple[str, ...], tested: str, method: str) -> float:
-    """An accuracy that only this cell has: of 100 pairs, a whole number."""
+    """Return an accuracy that only this cell has: a whole number of 100 pairs."""
     places = [numbers.SETS.index(name) for name in (*trained[:1], tested)]
     return (20 + 7 * places[0] + places[1] ** 2 + 17 * METHODS.index(method) - 9 * (len(trained) > 1)) / 100  # type: ignore[arg-type]
 
@@ -133,7 +133,7 @@ RIGHT = {"haf": 5, "baseline": 3, "dpo": 1}
 
 
 def more(name: str) -> int:
-    """From 0 to 4, such that the mean over Chat is another than over all sets."""
+    """Return 0 to 4, such that the mean over Chat differs from that over all sets."""
     return numbers.SETS.index(name) ** 2 // 4
 
 
@@ -191,7 +191,7 @@ def test_table_11(selected: Job) -> None:
 
 
 def test_figure_8_counts_a_choice_that_is_as_good_as_the_best(selected: Job) -> None:
-    """HAF is right wherever another is; the baseline also ties where all three are wrong, and so on."""
+    """HAF is right whenever another method is; the baseline also ties when all three are wrong, and so on."""
     findings = EXPERIMENTS["figure8"].find(selected)
     wins, agreement = map(plain, findings.tables)
     assert any("CA (phi-2)" in note and "5 overlong" in note for note in findings.notes)

@@ -1,4 +1,4 @@
-"""Every experiment from its command to its files, in a tiny world; and the real one, shortened."""
+"""Every experiment from its command to its files, in a tiny world, and a shortened real one."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_experiments_share_their_runs(tiny_world: Path, tmp_path: Path, capfd: p
 def test_the_probes_share_the_runs_of_table_2(
     tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tables 6 and 7, Figure 7 and the claims train nothing of their own; three sets are the fewest for Table 7."""
+    """Tables 6 and 7, Figure 7 and the claims need no extra training; Table 7 needs at least three sets."""
     monkeypatch.setattr(claims, "_FIT", FitOptions(max_steps=3))
     three = ["--scale", "world", "--steps", "2", "--sets", "Harmless", "BS", "AHP"]
     reproduce("table7", tmp_path, *three)
@@ -102,7 +102,7 @@ def test_the_probes_share_the_runs_of_table_2(
         if name == "figure7":
             figure7 = reproduce("figure7", tmp_path, *three)
         said = (tmp_path / "world" / name / "table.md").read_text().splitlines()[2]
-        assert said.endswith(f"Scale world, backbones instruct{seeds}.")  # no word on accuracies: there are none
+        assert said.endswith(f"Scale world, backbones instruct{seeds}.")  # no sentence on accuracies: there are none
     assert -1 <= figure7["agreement"]["instruct/BS"]["pearson"]["value"] <= 1
     assert (tmp_path / "world" / "figure7" / "figure7-instruct-AHP.svg").exists()
     assert "![AHP, instruct: Pearson" in (tmp_path / "world" / "figure7" / "table.md").read_text()

@@ -1,4 +1,4 @@
-"""Figure 5 from its command to its files in a tiny world, and the sums behind it by hand."""
+"""Figure 5 from its command to its files in a tiny world, and its hand-worked sums."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_figure_5_from_its_command_to_its_files(
 
 
 def test_the_planned_command_makes_the_same_run(tmp_path: Path) -> None:
-    """Parsed back, it gives the options of the policy: no default is left unsaid that the world changes."""
+    """The command, parsed back, gives the policy's options, including all that the world changes."""
     from hafrm.cli import rlhf
     from hafrm.cli.options import options_of
 
@@ -130,8 +130,8 @@ def test_ppo_alone_from_its_command_to_its_files(tiny_world: Path, short: None, 
 def test_figure_5_on_files_with_a_judge(
     kind: str, short: None, tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An endpoint that prefers the longer answer, and once says nothing; or a reward model, which shows its reward."""
-    apart = {"learning_rate": 0.1}  # equal answers are a tie that no endpoint is asked about
+    """The judge is an endpoint that prefers the longer answer and once says nothing, or a reward model."""
+    apart = {"learning_rate": 0.1}  # equal answers tie without a question to the endpoint
     monkeypatch.setattr(runs, "SMALL_PPO", {**runs.WORLD_PPO, **apart})
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     words = ["reproduce", "figure5", "--scale", "small", "--backbone", str(tiny_world), "--backbones", "base"]
@@ -147,7 +147,7 @@ def test_figure_5_on_files_with_a_judge(
             judge += ["--judge.base_url", endpoint.url, "--judge.cache", str(tmp_path / "replies.sqlite")]
         assert main([*words, *judge]) == 0
         asked = sum(endpoint.asked.values())
-        assert main([*words, *judge]) == 0  # everything is there
+        assert main([*words, *judge]) == 0  # everything exists already
         assert sum(endpoint.asked.values()) == asked
         assert bool(asked) is (kind == "openai")
     found = json.loads((tmp_path / "o/small/figure5/results.json").read_text())["duels"]["base"]["Chat"]
@@ -202,7 +202,7 @@ def test_lower_bounds_from_their_command_to_their_files(
 
 @pytest.mark.slow
 def test_bounds_from_their_command_to_their_files(tiny_world: Path, short: None, tmp_path: Path) -> None:
-    """The same answers before training, whose rewards fall by as many standard errors as are subtracted."""
+    """Answers before training are the same, and rewards are lower by the subtracted standard errors."""
     words = ["reproduce", "bounds", "--out", str(tmp_path), "--steps", "2", "--sets", "Helpful"]
     assert main(words) == 0
     root = tmp_path / "world"

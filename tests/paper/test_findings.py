@@ -100,7 +100,7 @@ def test_pictures_stand_alone_and_follow_light_and_dark() -> None:
 
 
 def test_a_curve_of_one_point_is_visible() -> None:
-    """A path that only moves draws nothing."""
+    """A path with only a move command draws nothing."""
     svg = str(curve_panels("One", [Panel("loss", (Curve("0", "zero", ((3.0, 0.5),)),))]))
     (line,) = re.findall(r'class="series zero"[^>]* d="([^"]+)"|d="([^"]+)"[^>]*class="series zero"', svg)[:1]
     assert "L" in "".join(line)
@@ -140,7 +140,7 @@ def test_findings_are_written_whole(tmp_path: Path) -> None:
         "bars.svg",
     }
     text = (tmp_path / "out" / "table.md").read_text()
-    assert "![Bars &amp; more](bars.svg)\n\n*Bars &amp; more*" in text  # what a screen reader says is the caption
+    assert "![Bars &amp; more](bars.svg)\n\n*Bars &amp; more*" in text  # the caption is the text for screen readers
     assert "| a\\|b &lt;i&gt; | <b>1</b> |" in text
     assert "| the baseline (b) | BS | BS | +100.0 [+100.0, +100.0] | above | +12.3 |" in text
     results = json.loads((tmp_path / "out" / "results.json").read_text())

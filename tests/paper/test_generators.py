@@ -94,7 +94,7 @@ def curve(*points: tuple[float, float]) -> list[Point]:
 
 
 def test_values_at_equal_kl_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two nats are all that ours reaches; theirs is read between its checkpoints, whatever their order."""
+    """Ours reaches only two nats; theirs is interpolated between its checkpoints, in any order."""
     monkeypatch.setattr(generators, "_MEASURES", {"judge's reward": None})
     ours, theirs = curve((0, 1), (2, 5)), curve((0, 1), (6, 7), (1, 2))
     assert at_kl(theirs, "judge's reward", [0.5, 1, 2, 9]).tolist() == [[1.5, 2, 3, 7]]
@@ -106,7 +106,7 @@ def test_values_at_equal_kl_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_its_plan(tmp_path: Path) -> None:
-    """Three ways for each seed, with four checkpoints at least; a judge outside the world."""
+    """Three ways for each seed, with at least four checkpoints; outside the world there is a judge."""
     for steps in (7, 240):
         plan = generators.plan(job(world_scale(Overrides(steps=steps)), seeds=(0, 1), out=tmp_path))
         assert [run.name.split("/")[-1] for run in plan.runs if run.seed == 1] == [

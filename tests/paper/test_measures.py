@@ -1,4 +1,4 @@
-"""What is put together to one cell."""
+"""Combining runs and pairs in one cell."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.paper.test_plans import job, small_files
 
 
 def test_scores_of_a_file_and_of_what_it_became_are_not_put_together() -> None:
-    """A pair is known by its row; after a change the row may hold another prompt."""
+    """A pair is identified by its row; after a change the row may contain another prompt."""
 
     def scores(prompt: str) -> list[PairScore]:
         return [PairScore("m", "d", f"d:{row}", f"{prompt}{row}", 1.0, 0.0, 5, 5) for row in range(8)]

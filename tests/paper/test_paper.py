@@ -1,4 +1,4 @@
-"""The transcribed tables: what follows from them is computed anew, and what does not follow is pinned."""
+"""The transcribed tables: derived numbers are recomputed, and exceptions are pinned."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_table_2_has_every_method_of_every_backbone_and_haf_leads_on_average() -
 @pytest.mark.parametrize("row", TABLE_3, ids=str)
 @pytest.mark.parametrize("column", GAINS)
 def test_table_3_averages(row: numbers.TransferRow, column: str) -> None:
-    """All but one follow; 77.70 and 6.79 by less than 0.01."""
+    """All except one can be derived; 77.70 and 6.79 differ by less than 0.01."""
     mean, printed = fmean(getattr(cell, column) for cell in row.cells.values()), getattr(row.average, column)
     if (str(row), column) == ("Phi-2-external", "above_baseline"):
         assert (round(mean, 2), printed) == (1.67, 8.35)
@@ -92,7 +92,7 @@ def test_table_7s_third_correlation_does_not_follow() -> None:
 
 
 def test_bold_variances_are_the_smallest_of_their_rows() -> None:
-    """Table 6 prints the smallest of each row in bold: BS but for Phi-2's better responses."""
+    """Table 6 prints the smallest of each row in bold: BS, except for Phi-2's better responses."""
     for backbone, table in TABLE_6.items():
         for kind in ("win", "lose"):
             smallest = min(table, key=lambda name: getattr(table[name], kind))

@@ -1,4 +1,4 @@
-"""What each experiment needs, shared runs, and scales."""
+"""Plans: what each experiment needs, shared runs, and scales."""
 
 from __future__ import annotations
 
@@ -256,7 +256,7 @@ def test_a_cap_holds_for_the_worlds_mixture() -> None:
 def test_a_policy_finds_the_pairs_of_a_capped_set(
     tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No reward model is trained before it that would have written them."""
+    """No reward model, which would have written them, is trained before it."""
     read: list[int] = []
     monkeypatch.setattr(runs, "rlhf", lambda config: read.append(len(load_pairs(config.data).pairs)))
     policy = Policy(backbone="instruct", sets=("BS",), rewarded_by=None, seed=0)
@@ -282,7 +282,7 @@ def test_the_claims_training_pairs_are_the_runs_own(monkeypatch: pytest.MonkeyPa
 def test_a_run_that_another_command_trains_is_waited_for(
     tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While it is held nothing is trained there; when it is let go, it is looked at again."""
+    """While another process holds the lock, nothing is trained; once it is released, the run is checked again."""
     scale = world_scale(Overrides(steps=1))
     run = Run(backbone="instruct", sets=("BS",), method="baseline")
     asked = job(scale, out=tmp_path)

@@ -1,4 +1,4 @@
-"""The probes' drivers from run folders to files, on tiny runs: what is written, and that nothing is computed twice."""
+"""The probes from run folders to files, on tiny runs: outputs, and that nothing is computed twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What runs take of disk, memory and time: the arithmetic against real runs, and against numbers worked out by hand."""
+"""Disk, memory and time of runs: estimates compared with real runs and hand-worked numbers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_papers_models_have_their_published_sizes_and_memory() -> None:
 
 
 def test_ppo_also_has_a_reward_model_and_a_reference(tmp_path: Path) -> None:
-    """By hand: three Phi-2 in float32, gradients, two states and a copy; a Mistral shares its base."""
+    """By hand: three copies of Phi-2 in float32, gradients, two states and a copy; a Mistral shares its base."""
     asked, runs = job(paper_scale(Overrides())), {}
     for name in asked.backbones:
         policy = Policy(backbone=name, sets=("BS",), rewarded_by="haf", seed=0)
@@ -98,7 +98,7 @@ def small_like(scale: Scale) -> Scale:
 
 @pytest.mark.parametrize("rank", [0, 4])
 def test_a_runs_disk_is_what_it_takes(rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the end, and at the peak of a run that saves three times."""
+    """Disk at the end and at the peak of a run that saves three times."""
     tiny = save_tiny(tmp_path / "base", hidden_size=128, intermediate_size=512, max_position_embeddings=512)
     scale = small_scale(
         Overrides(steps=3, max_length=256), backbones=[str(tiny)], data_folder=str(small_files(tmp_path / "data"))

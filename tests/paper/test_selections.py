@@ -137,7 +137,7 @@ def test_all_three_share_samples_and_runs(tiny_world: Path, tmp_path: Path, monk
     assert drawn == {"figure8-instruct-Helpful.svg", "figure8-instruct-BS.svg"}
     assert manifests(tmp_path) == runs
     assert [sum(json.loads(line)["counts"]) for line in samples.read_text().splitlines()] == [8] * 4
-    assert samples.stat().st_ino == written  # a file that is written anew is another one
+    assert samples.stat().st_ino == written  # a rewritten file counts as another one
 
 
 def test_a_judge_has_no_effect_where_the_oracle_judges(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

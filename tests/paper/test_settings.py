@@ -52,7 +52,7 @@ COMMANDS = {"train": train, "rlhf": rlhf, "evaluate": evaluate, "sample": sample
     "name", [pytest.param(name, marks=pytest.mark.slow) if name == "study" else name for name in sorted(EXPERIMENTS)]
 )
 def test_every_name_has_a_dry_run_at_the_papers_scale(name: str, tmp_path: Path, capfd: Any) -> None:
-    """Without a network: commands that run, with hours, disk and memory where something is trained."""
+    """Without a network, plans show runnable commands, and hours, disk and memory if something is trained."""
     judged = ["--judge.kind", "reward", "--judge.model", "m"] * (name in JUDGED)
     single = (
         "figure2",
@@ -102,7 +102,7 @@ JUDGED = {
 
 @pytest.mark.parametrize("backbone", ["phi-2", "mistral-base", "mistral-instruct"])
 def test_table_5_at_the_papers_scale_is_the_papers(backbone: str, tmp_path: Path) -> None:
-    """All settings of Table 5 and Appendix A, but for adapters, which Phi-2 has none of, and rates by method."""
+    """All settings of Table 5 and Appendix A, except adapters, which Phi-2 lacks, and rates by method."""
     ours = shown("table5", tmp_path, "--scale", "paper", "--backbones", backbone)["settings"][backbone]
     assert list(ours) == list(numbers.TABLE_5)
     apart = {name for name in ours if ours[name] != numbers.TABLE_5[name]}

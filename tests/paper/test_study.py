@@ -74,7 +74,7 @@ def marked(asked: Job, found: Mapping[Path, float]) -> Record:
 
 
 def test_width_comes_before_depth(tmp_path: Path) -> None:
-    """All five sets, three methods and three seeds on one backbone are the first 45 runs, a seed after the other."""
+    """The first 45 runs are all five sets, three methods and three seeds on one backbone, seed after seed."""
     asked = job(tmp_path)
     assert next(stage_order(asked)) == ("table2", "instruct")
     runs = list(trials(asked, "table2", "instruct"))
@@ -176,7 +176,7 @@ def test_a_journal_keeps_all_and_survives_a_kill(tmp_path: Path) -> None:
     with journal.path.open("a") as file:
         file.write("\n")
     journal.write("b", "started")
-    journal.write("b", "finished", seconds=1.0, foretold=2.0)  # went on from a checkpoint: says nothing of speed
+    journal.write("b", "finished", seconds=1.0, foretold=2.0)  # resumed: says nothing about speed
     assert journal.slowness() == 3
     assert journal.last()["b"].event == "finished"
 
@@ -246,8 +246,8 @@ def test_the_study_from_its_command_to_the_docs(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Two seeds and two rates; what it says is what its raw scores say."""
-    monkeypatch.setattr(training_run, "fit_combination", lambda margins: 1.0)  # two steps settle no weight
+    """Two seeds and two rates: the page matches the raw scores."""
+    monkeypatch.setattr(training_run, "fit_combination", lambda margins: 1.0)  # two steps don't determine a weight
     words = ["--seeds", "0", "1", "--learning_rates", "1e-4", "1e-3", "--publish", str(checkout)]
     parts = ["--sets", "BS", "--parts", "table2", "heads"]
     found = run_study(tmp_path, *words, *parts)
@@ -288,7 +288,7 @@ def test_the_study_from_its_command_to_the_docs(
 def test_what_is_kept_is_enough_for_all_tables_and_is_not_done_again(
     tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A study is kept, then computed again without its models and data, then extended on another machine."""
+    """A study is kept, recomputed without its models and data, and extended on another machine."""
     kept, data = tmp_path / "kept", small_files(tmp_path / "data")
     for path in data.iterdir():  # no test prompt is trained on
         rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -327,7 +327,7 @@ def test_what_is_kept_is_enough_for_all_tables_and_is_not_done_again(
 
 
 def test_a_record_outlives_options_and_notices_changes(tmp_path: Path) -> None:
-    """Options that a later version adds or drops say nothing; those that both have must agree."""
+    """Options that a later version adds or drops are ignored; those that both versions have must agree."""
     record = Record(tmp_path)
     before = {"training": {"max_steps": 3}, "loss": {"beta": 0.1, "dropped": 1}, "lora": {}}
     manifest = {"effective": {"bf16": True, "fp16": False, "dtype": "float32", "device": "cpu"}, "versions": {}}
@@ -375,13 +375,13 @@ def test_other_sets_and_mixtures(tiny_world: Path, tmp_path: Path) -> None:
     low, high = by_column["Avg"]["ci95"]
     assert low <= by_column["Avg"]["difference"] <= high
     widths = [by_column[name]["ci95"][1] - by_column[name]["ci95"][0] for name in ("Harmless", "BS")]
-    assert high - low < max(widths)  # two sets tell more than one
+    assert high - low < max(widths)  # two sets are better evidence than one
     assert by_column["BS"]["p_holm"] >= by_column["BS"]["p"]
 
 
 @pytest.mark.slow
 def test_curves_and_losses(tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One seed, one set, two shares, one other loss: no averages, and figures of what there is."""
+    """One seed, one set, two shares, one other loss: no averages, and figures of the existing results."""
     monkeypatch.setitem(PARTS, "sizes", shares_part((2, 1)))
     monkeypatch.setitem(PARTS, "noise", noise_part((0, 50)))
     losses = PARTS["losses"]
@@ -420,7 +420,7 @@ def test_what_fails_is_written_down_and_the_study_goes_on(
     assert "the loss is not finite" in page
     assert any("2 of which failed" in line for line in found["missing"])
     monkeypatch.setattr(Run, "make", whole)
-    assert run_study(tmp_path, "--parts", "table2")["failures"] == found["failures"]  # not tried again by itself
+    assert run_study(tmp_path, "--parts", "table2")["failures"] == found["failures"]  # not retried automatically
     assert run_study(tmp_path, "--parts", "table2", "--retry")["failures"] == []
 
 
@@ -612,12 +612,12 @@ def test_sentences_follow_the_numbers(difference: float, ends: list[float], said
     (sentence,) = findings_of(compared(difference, ends)).statements
     assert said in sentence
     assert agrees in sentence
-    assert "+4.6, +4.8, +3.4 points" in sentence  # HAF less the baseline in Table 2: 74.12 - 69.50, 71.82 - 67.06, ...
+    assert "+4.6, +4.8, +3.4 points" in sentence  # HAF - baseline in Table 2: 74.12 - 69.50, 71.82 - 67.06, ...
     assert f"on {int(difference > 0)} of 1" in sentence
 
 
 def test_the_papers_gains_are_those_on_the_same_sets() -> None:
-    """HAF less the baseline on Helpful, Harmless and BS, by hand from Table 2."""
+    """HAF - baseline on Helpful, Harmless and BS, by hand from Table 2."""
     found = compared(0.02, [0.01, 0.03])
     found["comparisons"][-1]["columns"] = ["Helpful", "Harmless", "BS"]
     assert "on these sets: +7.0, +2.6, +2.6 points" in findings_of(found).statements[0]
@@ -638,11 +638,11 @@ def test_cells_of_fewer_seeds_say_so_and_are_in_no_mean() -> None:
     assert by_name["Baseline (b)"] == ("70.0 [60.0, 80.0] (1 of 2 seeds)", "–")
     assert by_name["HAF (b)"] == ("80.0 [60.0, 80.0]", Markup("<b>80.0</b>"))
     assert any("have fewer seeds than requested" in note for note in written.notes)
-    assert "the mean over seeds 0, 1, where they are there" in written.figures["table2-b"]
+    assert "the mean over seeds 0, 1, where available" in written.figures["table2-b"]
 
 
 def test_a_curve_is_of_the_seeds_that_all_its_points_have() -> None:
-    """Its last point has more seeds, which are the better ones."""
+    """The last point has additional seeds, which are better ones."""
     found = compared(0.02, [0.01, 0.03])
     cell = found["parts"]["table2"]["b"]["BS"]["haf"]
     more = cell | {"seeds": [0, 1], "by_seed": [0.7, 0.9], "accuracy": 0.8}
@@ -655,7 +655,7 @@ def test_a_curve_is_of_the_seeds_that_all_its_points_have() -> None:
 
 
 def test_what_the_paper_says_is_held_to_the_sets_of_enough_prompts() -> None:
-    """A lead that one set of two prompts makes alone agrees with nothing."""
+    """A lead that comes from a single set with two prompts does not agree with the paper."""
     found = compared(0.02, [0.01, 0.03])
     mean = found["comparisons"][-1]
     found["comparisons"].append(mean | {"column": study.ENOUGH, "difference": 0.001, "ci95": [-0.02, 0.06]})
@@ -663,7 +663,7 @@ def test_what_the_paper_says_is_held_to_the_sets_of_enough_prompts() -> None:
     assert "on average by +2.0 points [+1.0, +3.0]" in sentence
     assert "of 6 prompts or more by +0.1 points [−2.0, +6.0], which can't be distinguished from 0" in sentence
     assert sentence.endswith("this neither agrees nor contradicts.")
-    assert "on 1 of 1" in sentence  # the two means are no columns
+    assert "on 1 of 1" in sentence  # the two means are not columns
 
 
 def test_the_mean_of_enough_prompts_leaves_out_the_others() -> None:
@@ -694,13 +694,13 @@ def test_a_column_without_p_value_takes_no_part_in_the_correction() -> None:
     found = [{"part": "ood", "column": column, "p": p} for column, p in {"A": 0.02, "B": 0.5, "CA": None}.items()]
     study.correct(found)
     assert [each.get("p_holm") for each in found] == [0.04, 0.5, None]
-    none = [{"part": "ood", "column": "CA", "p": None}]  # a part of sets with few prompts alone
+    none = [{"part": "ood", "column": "CA", "p": None}]  # a part that only has sets with few prompts
     study.correct(none)
     assert "p_holm" not in none[0]
 
 
 def test_two_rows_are_compared_on_the_pairs_that_both_scored() -> None:
-    """The one is right on all that it can read, the other also reads what it then gets wrong."""
+    """One is right on everything it can read; the other also reads longer pairs and gets them wrong."""
 
     def scores(margins: Sequence[float | None]) -> list[PairScore]:
         return [
@@ -732,7 +732,7 @@ def test_what_is_left_out_is_counted() -> None:
 
 
 def test_prompts_that_were_trained_on_are_no_test(tmp_path: Path) -> None:
-    """Two sets share a prompt: whoever trained on the one is not asked about it on the other."""
+    """Two sets share a prompt: a model that was trained on it in one set is not tested on it in the other."""
 
     def file(name: str, prompts: Sequence[str]) -> str:
         rows = [{"prompt": prompt, "chosen": f"{prompt} yes", "rejected": "no"} for prompt in prompts]
@@ -783,7 +783,7 @@ def test_a_rate_at_the_edge_of_those_tried_is_named(rate: float | None, said: st
 
 
 def test_more_seeds_may_choose_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first seed alone would choose the lower rate: by luck, as the others tell."""
+    """The first seed alone would choose the lower rate, by chance, as the other seeds show."""
     few = {"backbones": ("base",), "sets": ("BS",), "seeds": (0, 1, 2), "parts": ("table2",)}
     asked = job(tmp_path, rates=(1e-3, 1e-2), rate_seeds=2, **few)
     found = {}
@@ -824,7 +824,7 @@ def test_rates_that_were_not_chosen_are_not_said_to_be() -> None:
 
 
 def test_columns_on_the_same_prompts_are_drawn_together() -> None:
-    """Twice the same column says no more than once; of other prompts it does."""
+    """The same column twice adds no information; a column with other prompts does."""
 
     def column(prompts: str) -> Paired:
         hits = {f"{prompts}{i}": float(i % 3 == 0) for i in range(60)}
@@ -845,7 +845,7 @@ def test_columns_on_the_same_prompts_are_drawn_together() -> None:
 
 
 def test_a_set_of_few_prompts_has_no_interval_and_its_pairs_are_drawn_for_the_mean() -> None:
-    """A thousand pairs of two prompts, one model always ahead: of other prompts that says nothing."""
+    """One model is always ahead on a thousand pairs of two prompts, which says nothing about other prompts."""
     hits = {f"pair{i}": 1.0 for i in range(1000)}
     groups = {pair: "a" if pair[-1] in "01234" else "b" for pair in hits}
     ours = Measured((1.0,), hits, groups, 0.5)
@@ -856,7 +856,7 @@ def test_a_set_of_few_prompts_has_no_interval_and_its_pairs_are_drawn_for_the_me
     found = few.compared()
     assert (found["difference"], found["ci95"], found["p"]) == (0.5, None, None)
     low, high = mean_compared([few, few])["ci95"]
-    assert high - low == pytest.approx(2 * 1.96 * (0.25 / 1000) ** 0.5, rel=0.15)  # as of 1,000 independent pairs
+    assert high - low == pytest.approx(2 * 1.96 * (0.25 / 1000) ** 0.5, rel=0.15)  # as for 1,000 independent pairs
     told = compared(0.02, [0.01, 0.03])
     told["parts"]["table2"]["b"]["BS"]["haf"]["prompts"] = 2
     assert any("fewer than 6 prompts (BS: 2)" in note for note in findings_of(told).notes)
@@ -916,7 +916,7 @@ def test_options_that_can_not_work_take_no_rate_out_of_the_choice(tiny_world: Pa
 def test_options_are_compared_before_anything_is_done(
     tiny_world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The mixture comes last: it is refused though the time would be up after the first run."""
+    """The mixture comes last: it is refused even though the time would be up after the first run."""
     run_study(tmp_path, "--parts", "mixed")
     words = ["reproduce", "study", "--out", str(tmp_path), *TINY, "--parts", "table2", "mixed", "--steps", "3"]
     assert main([*words, "--hours", "0.0000001"]) == 2
@@ -967,7 +967,7 @@ def test_runs_that_failed_take_no_time_unless_they_are_tried_again(
 def test_what_another_process_tried_in_vain_is_not_tried_again(
     tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that failed since this process began is not tried; one that failed in an earlier command is, by `retry`."""
+    """A run that failed since this process started is not retried; `retry` retries earlier failures."""
     asked = job(tmp_path, backbones=("instruct",), sets=("BS",), seeds=(0,))
     asked = replace(asked, parts=("table2",), retry=True)
     journal = journal_of(asked)
@@ -1015,7 +1015,7 @@ def test_a_half_line_takes_no_other_with_it(tmp_path: Path) -> None:
 
 
 def repaired(folder: Path, word: str) -> None:
-    """Put a word into the responses of a folder's files: their prompts and their places stay."""
+    """Add a word to the responses of a folder's files; prompts and row numbers stay the same."""
     for path in folder.glob("pku_safe-*.jsonl"):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         for row in rows:
@@ -1026,7 +1026,7 @@ def repaired(folder: Path, word: str) -> None:
 def test_what_is_made_of_data_is_made_anew_where_they_changed(
     tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Killed behind the bag of words; then the files are repaired, first with no run there, then with three."""
+    """The study is killed after the bag of words; files are then corrected, first with no runs, then with three."""
     data = small_files(tmp_path / "data")
     words = ["reproduce", "study", "--scale", "small", "--backbone", str(tiny_world), "--backbones", "base"]
     words += ["--data_folder", str(data), "--steps", "1", "--max_length", "256", "--pairs", "6", "--sets", "BS"]

@@ -1,4 +1,4 @@
-"""An evaluation's folder made of invented scores, the texts of its pairs, and a browser for its page."""
+"""Fixtures: an evaluation's folder with invented scores, the texts of its pairs, and a browser for its page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hafrm.pairs import Message, PreferencePair, Prompt
 
 ATTACK = "</script><script>window.attacked = true</script><img src=x onerror='window.attacked = true'>"
 MODELS = {"runs/haf": 1.1, "runs/baseline": 0.8, "runs/dpo": 0.75}
-"""Invented models, and by how many standard deviations each tells the better response from the worse."""
+"""Invented models, and by how many standard deviations each separates the better response from the worse."""
 DATA = ("harmless.jsonl", "helpful.jsonl", "arena.jsonl", "books.jsonl", "code.jsonl")
 FLAGS = (
     "--headless",
@@ -38,7 +38,7 @@ WORST = "code.jsonl:9"
 
 
 class Inspector:
-    """The list of pairs, handled as a person would."""
+    """The list of pairs, operated as a user would."""
 
     def __init__(self, browser: Any, page: str) -> None:
         self.browser = browser
@@ -48,7 +48,7 @@ class Inspector:
         return self.browser.find_element("css selector", selector)
 
     def column(self, number: int) -> list[str]:
-        """The texts of a column of the list."""
+        """Return the texts of a column of the list."""
         script = "return [...document.querySelectorAll(`#list > tbody > tr > td:nth-child(${arguments[0]})`)]"
         return list(self.browser.execute_script(f"{script}.map((cell) => cell.textContent)", number))
 
@@ -59,7 +59,7 @@ class Inspector:
         return [int(text.replace("−", "-").replace(",", "")) for text in self.column(4)]
 
     def sort(self, key: str) -> str:
-        """Press a column's heading; returns its aria-sort."""
+        """Click a column's heading; return its aria-sort."""
         self.find(f"[data-key={key}] button").click()
         sorted_by = self.browser.find_elements("css selector", "#list [aria-sort]")
         assert [head.get_attribute("data-key") for head in sorted_by] == [key]
@@ -75,7 +75,7 @@ class Inspector:
         self.find(f"input[name={name}]").send_keys(text)
 
     def open(self, number: int = 0) -> Any:
-        """Open the pair of a row; returns what was opened."""
+        """Open the pair of a row; return the opened element."""
         self.browser.find_elements("css selector", ".opener")[number].click()
         return self.find("tr.detail")
 
@@ -95,7 +95,7 @@ def make_pairs(source: str, count: int) -> list[PreferencePair]:
 
 
 def make_scores(pairs: Mapping[str, Sequence[PreferencePair]], models: Mapping[str, float]) -> list[PairScore]:
-    """Invented rewards; the models' mistakes go together, as real models' do."""
+    """Invented rewards; the models' mistakes are correlated, as those of real models are."""
     scores = []
     for data, rows in pairs.items():
         rng = np.random.default_rng(len(data))
@@ -117,7 +117,7 @@ def write_evaluation(folder: Path, scores: Sequence[PairScore]) -> Path:
 
 
 def measured(accuracy: float, ci95: tuple[float, float] | None) -> Measured:
-    """A model's results on a data set, of which tables show the accuracy."""
+    """Create a model's results on a data set, with the accuracy that tables show."""
     values: dict[str, Any] = dict.fromkeys(("mean_margin", "mean_reward_chosen", "mean_reward_rejected", "ece"), 0.0)
     values |= dict.fromkeys(("accuracy_by_margin", "accuracy_by_length_difference"), ())
     found = {"accuracy": accuracy, "ci95": ci95, "length_accuracy": 0.6, "groups": 90, "ties": 0}
@@ -170,7 +170,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def shown(scores: list[PairScore]) -> list[PairScore]:
-    """Scores of which one model's on the hostile pair is by far the worst."""
+    """Scores in which one model's score of the hostile pair is by far the worst."""
     return [
         replace(s, reward_chosen=-20.0, reward_rejected=20.0) if s.id == WORST and s.model == "runs/haf" else s
         for s in scores

@@ -1,4 +1,4 @@
-"""The figures of best-of-N: numbers stand in their regions, curves at their values."""
+"""The figures of best-of-N: numbers are in their regions, curves at their values."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def test_outcomes_and_models_filter(inspector: Inspector, shown: list[PairScore]
 
 
 def test_a_number_of_changed_verdicts_shows_those_pairs(inspector: Inspector, shown: list[PairScore]):
-    """Pressing "only first" or "only second" lists the pairs whose verdict differs between the two models."""
+    """Clicking "only first" or "only second" lists the pairs whose verdict differs between the two models."""
     right = {(s.model, s.id): (s.reward_chosen or 0) > (s.reward_rejected or 0) for s in shown}
     ids = [s.id for s in shown if (s.data, s.model) == ("books.jsonl", "runs/haf")]
     for outcome, one, other in (("gained", "runs/haf", "runs/dpo"), ("lost", "runs/dpo", "runs/haf")):
@@ -123,7 +123,7 @@ def test_long_pairs_are_found(inspector: Inspector, texts: dict[str, PreferenceP
 
 
 def test_a_table_that_does_not_fit_says_that_it_scrolls(inspector: Inspector):
-    """Words stand above the table where there is more to see, and only there."""
+    """A note appears above the table only if there is more to see."""
     height = "return parseFloat(getComputedStyle(document.querySelector('.scroll'), '::before').height)"
     try:
         for width, shown in ((1440, False), (390, True)):

@@ -102,7 +102,7 @@ def test_a_tokens_number_is_read_by_pointer_and_by_keyboard(coloured: Inspector)
 
 
 def opened_table(side: Any) -> Any:
-    """The rows of a table of tokens. The browser tells the page a moment after the click that it is open."""
+    """The rows of a table of tokens. The browser notifies the page shortly after the click that the element is open."""
     side.find_element("css selector", ".token-table summary").click()
     support = pytest.importorskip("selenium.webdriver.support.ui")
     return support.WebDriverWait(side.parent, 30).until(
@@ -111,7 +111,7 @@ def opened_table(side: Any) -> Any:
 
 
 def test_tokens_stand_in_a_table_too(coloured: Inspector):
-    """With the reward so far where the model has one."""
+    """This includes the reward so far, if the model has one."""
     detail = coloured.open()
     for side, last in ((".chosen", [["+4.00", "2.000"], ["−0.25", "2.500"]]), (".rejected", [["+4.00"], ["−0.25"]])):
         rows = opened_table(detail.find_element("css selector", side))

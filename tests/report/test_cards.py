@@ -1,4 +1,4 @@
-"""Cards say what the files say, and their commands are those that made the run."""
+"""Cards match the files, and their commands are those that made the run."""
 
 from __future__ import annotations
 

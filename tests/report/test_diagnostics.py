@@ -37,7 +37,7 @@ def test_margins_are_chosen_less_rejected(tmp_path: Path, sign: int):
 
 
 def test_pairs_are_sliced_by_how_much_longer_the_chosen_response_is(tmp_path: Path):
-    """Wrong wherever the chosen response is the longer one: accuracy falls from left to right."""
+    """The model is wrong whenever the chosen response is the longer one: accuracy falls from left to right."""
     shown = plots(tmp_path, [score(row, -1.0 if row > 0 else 1.0, 10 * row) for row in range(-40, 41)])
     heights = [y for _, y in dots(shown["Accuracy by length"])]
     assert heights == sorted(heights)
@@ -46,7 +46,7 @@ def test_pairs_are_sliced_by_how_much_longer_the_chosen_response_is(tmp_path: Pa
 
 
 def test_pairs_are_sliced_by_the_size_of_their_margin(tmp_path: Path):
-    """Small margins wrong, large ones right: accuracy rises from left to right."""
+    """Small margins are wrong and large ones right: accuracy rises from left to right."""
     shown = plots(tmp_path, [score(row, (1 if row > 40 else -1) * row / 10) for row in range(1, 81)])
     heights = [y for _, y in dots(shown["Accuracy by margin"])]
     assert heights == sorted(heights, reverse=True)
@@ -54,7 +54,7 @@ def test_pairs_are_sliced_by_the_size_of_their_margin(tmp_path: Path):
 
 
 def test_the_calibration_error_stands_in_the_title(tmp_path: Path):
-    """Sure of every pair and right in three of four: off by a quarter."""
+    """The model is sure of every pair and right in three of four: the calibration error is a quarter."""
     evaluation = read(tmp_path, [score(row, 50.0 if row % 4 else -50.0) for row in range(40)])
     titles = [title for title, _ in plot_groups(evaluation)[0].models[0].plots]
     assert titles[1] == "Reliability (ECE 0.250)"
@@ -69,7 +69,7 @@ def test_several_data_sets_are_also_shown_together(tmp_path: Path):
 
 
 def test_forest_plots_share_one_axis_that_holds_every_interval(tmp_path: Path):
-    """Right in all pairs of one set, in one of five of the other."""
+    """The model is right in all pairs of one set, and in one of five of the other."""
     scores = [score(row, 1.0, data="easy") for row in range(50)]
     scores += [score(row, -1.0 if row % 5 else 1.0, data="hard") for row in range(50)]
     shown = dict(forest_plots(read(tmp_path, scores)))

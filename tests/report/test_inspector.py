@@ -1,4 +1,4 @@
-"""Which pairs the inspector holds, and what it says of each."""
+"""Which pairs the inspector lists, and its data on each."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def score(model: str, row: int, margin: float | None, data: str = "set") -> Pair
 
 @pytest.fixture
 def held(tmp_path: Path):
-    """The ids that the inspector holds, given scores and a limit."""
+    """Return the ids that the inspector lists, given scores and a limit."""
 
     def ids(scores: list[PairScore], limit: int) -> list[str]:
         evaluation = read_evaluation(write_evaluation(tmp_path, scores))
@@ -41,7 +41,7 @@ def test_worst_mistakes_go_first(held):
 
 
 def test_every_model_and_data_set_has_its_turn(held):
-    """Rewards of different models have different scales: the largest would else take all the places."""
+    """Rewards of models have different scales: otherwise the model with the largest would take all the places."""
     scores = [score("a", row, -100.0 - row) for row in range(4)] + [score("b", row, row - 2.0) for row in range(4)]
     scores += [score("a", row, 0.5 + row, data="other") for row in range(2)]
     assert held(scores, 4) == ["set:3", "set:0", "other:0", "set:2"]

@@ -1,4 +1,4 @@
-"""A folder that holds no whole evaluation is refused, with a reason."""
+"""A folder without a complete evaluation is refused, with a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`table.md` holds every number of an evaluation's tables: of data sets, of suites, or of both."""
+"""`table.md` contains every number of an evaluation's tables: of data sets, of suites, or of both."""
 
 from __future__ import annotations
 

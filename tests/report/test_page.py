@@ -26,7 +26,7 @@ VOID = {"meta", "link", "input", "br"}
 
 
 class Page(HTMLParser):
-    """The elements of a page, with a check that all are closed in order."""
+    """Parses the elements of a page and checks that all are closed in order."""
 
     def __init__(self, html: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -55,7 +55,7 @@ class Page(HTMLParser):
             text.append(data)
 
     def find(self, tag: str, **wanted: str) -> list[str]:
-        """The texts of the elements with these attributes, white space made plain."""
+        """Return the texts of the elements with these attributes, with white space normalised."""
         names = {name.rstrip("_"): value for name, value in wanted.items()}
         return [
             " ".join("".join(text).split())
@@ -161,7 +161,7 @@ def test_the_policy_allows_the_pages_own_script_and_style_alone(page: str):
 
 
 def hostile_page(folder: Path, scores: list[PairScore], pairs: list[PreferencePair], **options: Any) -> str:
-    """The page of an evaluation whose names and texts are all attacks."""
+    """The page of an evaluation whose names and texts all try to inject markup."""
     hostile = {
         pair.id: replace(
             pair, prompt=Prompt((Message("user", ATTACK),)), chosen=(Message("assistant", f"\u202e{ATTACK}\x00"),)

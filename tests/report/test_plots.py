@@ -1,4 +1,4 @@
-"""The plots hold the numbers that went in, at the right places."""
+"""The plots show the given numbers at the right places."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_a_positive_difference_stands_right_of_zero():
 
 
 def bar_areas(plot: str, class_: str) -> float:
-    """The number of pairs that the bars of a class stand for, up to a factor."""
+    """Return the number of pairs that the bars of a class represent, up to a factor."""
     path, *_ = elements(plot, "path", class_)  # a legend's sign follows
     pixels = [tuple(map(float, point.split())) for point in path.get("d", "").replace("M", "L").split("L")[1:]]
     return sum(152.0 - pixels[corner + 1][1] for corner in range(0, len(pixels), 4))
@@ -162,7 +162,7 @@ def test_histograms_of_odd_margins_hold_every_pair(margins: list[float]):
 
 
 def outline_heights(plot: str) -> float:
-    """The number of responses that an outline stands for, in the units of `bar_areas`."""
+    """Return the number of responses that an outline represents, in the units of `bar_areas`."""
     outline, *_ = elements(plot, "path", "outline")
     at = np.array([[float(n) for n in point.split()] for point in re.split("[ML]", outline.get("d", ""))[1:]])
     return float(np.sum(152.0 - at[1:-1:2, 1]))

@@ -1,4 +1,4 @@
-"""Scatter plots: whole XML with every point in its place, and files that stand alone."""
+"""Scatter plots: well-formed XML with every point in its place, and self-contained files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The accuracy table and the comparisons: what is marked, what is noted, what stands beside them."""
+"""The accuracy table and the comparisons: marks, notes and baselines."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def of_prompts(scores: list[PairScore], prompts: int) -> list[PairScore]:
 
 @pytest.mark.parametrize("prompts", [1, 2, 5])
 def test_few_prompts_have_no_interval_no_p_and_no_best(tmp_path: Path, scores: list[PairScore], prompts: int):
-    """Resampling few prompts finds little spread: that is no reason to call a difference certain."""
+    """Resampling few prompts shows little spread, which does not make a difference certain."""
     evaluation = read_evaluation(write_evaluation(tmp_path, of_prompts(scores, prompts)))
     table = accuracy_table(evaluation)
     assert {cell.interval for row in table.models for cell in row.cells if cell} == {""}

@@ -25,7 +25,7 @@ test_of.__test__ = False  # type: ignore[attr-defined]
 
 
 def evaluation(pairs: dict[tuple[str, str], list[tuple[float, float]]]) -> Evaluation:
-    """An evaluation with the tests of each two models on the sets s0, s1, ..."""
+    """Create an evaluation with tests of all pairs of models on the sets s0, s1, ..."""
     models = list(dict.fromkeys(name for pair in pairs for name in pair))
     sets = [f"s{number}" for number in range(max(map(len, pairs.values())))]
     cells = {(model, data): cell(0.7) for model in models for data in sets}

@@ -1,4 +1,4 @@
-"""How numbers, names and foreign texts read."""
+"""Formatting of numbers, names and untrusted texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tiny policy, prompts, and rewards that can be reasoned about."""
+"""Fixtures: a tiny policy, prompts, and simple rewards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.tiny import save_tiny
 
 
 class Scripted:
-    """A scorer that a function of the answer's text stands for."""
+    """A scorer whose reward is a function of the answer's text."""
 
     def __init__(self, reward: Callable[[str], float | None]) -> None:
         self.reward = reward
@@ -29,7 +29,7 @@ Reward = Callable[[str], float | None]
 
 
 def reward_by(reward: Reward, patch: pytest.MonkeyPatch) -> None:
-    """Have every run be rewarded by a function of the answer's text."""
+    """Reward every run by a function of the answer's text."""
     for module in (run, groups):
         patch.setattr(module, "load_reward", lambda *_: Scripted(reward))
     patch.setattr(run, "reward_identity", lambda *_: {"the model": "scripted"})
@@ -37,7 +37,7 @@ def reward_by(reward: Reward, patch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def rewarded(monkeypatch: pytest.MonkeyPatch) -> Callable[[Reward], None]:
-    """Has every run be rewarded by a function of the answer's text."""
+    """Rewards every run by a function of the answer's text."""
     return lambda reward: reward_by(reward, monkeypatch)
 
 

@@ -1,4 +1,4 @@
-"""Rewards of tokens: where each is paid, that their sum is the score, and runs that learn from them."""
+"""Rewards of tokens: where each is paid, their sum, and runs that learn from them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_piece_is_paid_once_the_policy_has_written_all_of_it() -> None:
     st.sampled_from(["token", "line", "sentence"]),
 )
 def test_all_is_paid_and_nothing_early(pieces: list[tuple[str, float]], ends: list[int], dense: Dense) -> None:
-    """Whatever the two tokenizers: up to any token at most what lies within its text; in all, everything."""
+    """For any two tokenizers, at most the text up to a token is paid at it, and the total is always paid."""
     ends.sort()
     paid = paid_by_token(divided(*pieces), ends, dense)
     assert len(paid) == len(ends)
@@ -117,7 +117,7 @@ def test_without_early_payments_and_scores_advantages_are_grpos() -> None:
 
 
 class Letters:
-    """A scorer whose reward is twice the number of letters; each letter has `part` of it."""
+    """A scorer whose reward is twice the number of letters; each letter gets `part` of it."""
 
     def __init__(self, aligned: bool = True, part: float = 1.0) -> None:
         self.aligned, self.part, self.seen = aligned, part, list[str]()
@@ -180,7 +180,7 @@ def test_ppo_learns_from_tokens(
 
 @pytest.mark.filterwarnings("ignore")
 def test_grpo_learns_from_tokens(tiny: Config, lettered: Callable[[Any], None], tmp_path: Path) -> None:
-    """If no token has a part, all is paid at the end, as without."""
+    """If no token has a part, everything is paid at the end, as without dense rewards."""
     pytest.importorskip("trl")
     weights = []
     for name, dense, part in (("whole", "none", 1.0), ("nothing", "token", 0.0), ("dense", "token", 1.0)):

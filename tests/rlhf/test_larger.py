@@ -50,7 +50,7 @@ def expected(scorer: HybridScorer) -> list[float]:
 
 @pytest.fixture(scope="module")
 def loaded() -> Iterator[ModuleType]:
-    """The module as verl has it: run from its path, under a name of verl's."""
+    """Load the module as verl does: from its path, under verl's own name."""
     spec = importlib.util.spec_from_file_location("custom_module", Path(verl.__file__))
     assert spec is not None
     assert spec.loader is not None
@@ -64,7 +64,7 @@ def loaded() -> Iterator[ModuleType]:
 
 
 def test_openrlhf_asks_with_the_policys_own_rendering(address: str, expected: list[float]) -> None:
-    """Whole texts in `query`, prompts and labels beside; it reads `rewards`, then `scores` and `extra_logs`."""
+    """Requests have whole texts in `query`, prompts and labels; OpenRLHF reads `rewards`, `scores` and `extra_logs`."""
     prompt = [{"role": "user", "content": QUESTION}]
     texts = [
         tiny_tokenizer().apply_chat_template([*prompt, {"role": "assistant", "content": answer}], tokenize=False)
@@ -79,7 +79,7 @@ def test_openrlhf_asks_with_the_policys_own_rendering(address: str, expected: li
 
 
 def test_verl_scores_one_response_at_a_time(loaded: ModuleType, address: str, expected: list[float]) -> None:
-    """By keyword, with the options of `reward_kwargs` beside, and what later versions hand over as well."""
+    """verl passes keywords, the options of `reward_kwargs`, and further arguments in later versions."""
     for answer, reward in zip(ANSWERS, expected, strict=True):
         found = loaded.compute_score(
             data_source="chat",
@@ -95,7 +95,7 @@ def test_verl_scores_one_response_at_a_time(loaded: ModuleType, address: str, ex
 def test_verl_scores_a_batch(
     loaded: ModuleType, address: str, expected: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Arrays of objects, messages that went through Parquet, the address from the environment."""
+    """Arrays of objects, messages read from Parquet, and the address from the environment."""
     monkeypatch.setenv(verl.ADDRESS, address)
     messages = np.array([{"role": "user", "content": QUESTION}], dtype=object)
     found = loaded.compute_scores(
@@ -110,7 +110,7 @@ def test_verl_scores_a_batch(
 def test_the_rows_of_the_book_have_what_verls_managers_read(
     loaded: ModuleType, address: str, expected: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The book's own lines write them; verl reads the file with `datasets`, and a manager takes these keys of a row."""
+    """The code in the docs writes the rows; verl reads the file with `datasets`, and a manager uses these keys."""
     monkeypatch.chdir(tmp_path)
     prompt = [{"role": "user", "content": QUESTION}]
     Path("prompts.jsonl").write_text(json.dumps({"prompt": prompt}) + "\n")
@@ -129,7 +129,7 @@ def test_the_rows_of_the_book_have_what_verls_managers_read(
 
 
 def test_the_books_command_gives_verl_both_of_its_sets() -> None:
-    """verl's trainer builds its validation set always."""
+    """verl's trainer always builds its validation set."""
     (command,) = re.findall(r"python3 -m verl\.trainer\.main_ppo.*?\n```", BOOK.read_text(), re.S)
     for files in ("train_files", "val_files"):
         assert f" data.{files}=prompts.parquet" in command
@@ -156,7 +156,7 @@ def test_what_is_missing_is_said(address: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_file_imports_only_the_standard_library() -> None:
-    """Without the folder of installed packages, in which verl's environment has no hafrm."""
+    """Run without the folder of installed packages, because verl's environment does not have hafrm."""
     script = "import runpy, sys; runpy.run_path(sys.argv[1]); print('hafrm' in sys.modules)"
     found = subprocess.run([sys.executable, "-I", "-S", "-c", script, verl.__file__], capture_output=True, text=True)
     assert found.stdout.strip() == "False", found.stderr
@@ -176,7 +176,7 @@ def test_async_calls_run_together(loaded: ModuleType, address: str, expected: li
 
 
 def test_a_busy_server_is_asked_again(loaded: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the statuses of a proxy, but not after a refusal."""
+    """Requests are retried after the statuses of a proxy, but not after a refusal."""
     statuses = [503, 429, 200, 422]
 
     class Busy(BaseHTTPRequestHandler):
@@ -244,7 +244,7 @@ print(json.dumps(found))
 def test_verls_managers_give_the_rewards_of_the_server(
     version: str, address: str, expected: list[float], tmp_path: Path
 ) -> None:
-    """verl's own configuration with the book's options, its loader of functions, and its managers."""
+    """Use verl's own configuration with the options of the docs, its function loader, and its managers."""
     tiny_tokenizer().save_pretrained(tmp_path)
     packages = overlay(
         tmp_path / "packages", f"verl=={version}", "tensordict<=0.10.0", "pyvers", "cloudpickle", "codetiming", "orjson"
@@ -262,7 +262,7 @@ def test_verls_managers_give_the_rewards_of_the_server(
 
 
 def _changed(options: list[str], values: dict[str, str]) -> list[str]:
-    """The options, with the values of those whose names end so."""
+    """Return the options, with the values of those whose names have these endings."""
     ends = [next((end for end in values if option.partition("=")[0].endswith(end)), None) for option in options]
     assert {*ends} >= values.keys()
     return [

@@ -1,4 +1,4 @@
-"""That PPO learns: a tiny random model what it is rewarded for, and a small trained one the world's true reward."""
+"""PPO learns: a tiny random model learns its reward, and a small trained one the world's true reward."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_a_policy_learns_what_it_is_rewarded_for(
     tiny: Callable[..., RlhfConfig],
     rewarded: Callable[[Callable[[str], float]], None],
 ) -> None:
-    """Letters or anything but letters: about half of the random model's characters that show are letters."""
+    """Reward letters or non-letters: about half of the random model's visible characters are letters."""
     rewarded(lambda text: sign * sum(character.isalpha() for character in text) / 8)
     config = tiny(
         steps=25,
@@ -42,7 +42,7 @@ def test_a_policy_learns_what_it_is_rewarded_for(
 
 @pytest.mark.slow
 def test_the_true_reward_rises_on_new_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over three seeds, each by itself, and beyond the interval over prompts; pretraining included some minutes."""
+    """The gain exceeds the interval over prompts for each of three seeds; takes minutes, including pretraining."""
     recipe = BackboneRecipe(hidden=64, layers=2, heads=2, intermediate=192, base_steps=300, instruct_steps=300)
     folder = world_backbone("instruct", recipe=recipe)
     monkeypatch.setattr(backbone, "world_backbone", lambda kind: folder)

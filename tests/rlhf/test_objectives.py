@@ -1,4 +1,4 @@
-"""PPO's arithmetic against hand-worked values and what must hold for all inputs."""
+"""PPO's arithmetic, compared with hand-worked values and properties that hold for all inputs."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_sequences_do_not_see_each_other(lengths: list[int], rng: object, gamma:
 
 @given(LENGTHS)
 def test_at_lambda_1_returns_are_the_sums_to_come(lengths: list[int]) -> None:
-    """Whatever the values say."""
+    """This holds for any values."""
     rewards = torch.linspace(-1, 2, sum(lengths))
     _, returns = generalised_advantages(rewards, torch.randn(sum(lengths)), lengths, gamma=1, lam=1)
     sums = [part.flip(0).cumsum(0).flip(0) for part in rewards.split(lengths)]
@@ -164,7 +164,7 @@ def test_statistics_of_batches_are_those_of_all(batches: list[list[float]]) -> N
 
 
 def test_scores_that_are_learnt_from() -> None:
-    """Centred ones do not depend on where a reward model has its zero, normalised ones not on its unit either."""
+    """Centred scores do not depend on a reward model's zero, and normalised ones not on its unit either."""
     scores = torch.tensor([1.0, 3.0])
     for offset, factor in ((0.0, 1.0), (100.0, 1.0), (7.0, 4.0)):
         moved = factor * scores + offset

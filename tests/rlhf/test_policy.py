@@ -1,4 +1,4 @@
-"""What is drawn, and what is measured of it, against stock models; and the reference that must not move."""
+"""Draws and their measurements, compared with stock models; the reference must not change."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_tokens_are_measured_as_the_stock_model_has_them(
 
 
 def test_a_value_is_of_the_state_before_its_token(tmp_path: Path) -> None:
-    """So it can't know the token that it is to foretell the worth of."""
+    """The value must not depend on the token whose value it predicts."""
     policy = policy_of(tmp_path)
     values = policy.measure(GROUPS[:1]).values
     (batch,) = [batch for _, batch in policy.batches(GROUPS[:1])]
@@ -81,7 +81,7 @@ def test_the_reference_stays_while_the_policy_moves(rank: int, tmp_path: Path) -
     policy = policy_of(tmp_path, rank=rank)
     before = policy.measure(GROUPS)
     optimizer = torch.optim.SGD([p for p in policy.model.parameters() if p.requires_grad], lr=0.05)
-    for _ in range(2):  # the first step moves one half of an adapter alone
+    for _ in range(2):  # the first step only changes one half of an adapter
         ((_, batch),) = list(policy.batches(GROUPS))
         log_probs, values = policy.log_probs_and_values(batch)
         optimizer.zero_grad()
@@ -94,7 +94,7 @@ def test_the_reference_stays_while_the_policy_moves(rank: int, tmp_path: Path) -
 
 
 def test_responses_are_drawn_from_the_distribution_that_is_measured() -> None:
-    """First tokens of many draws against the stock probabilities: at a temperature, and with the nucleus cut."""
+    """First tokens of many draws follow the stock probabilities, at a temperature and with top-p."""
     model, tokenizer = tiny_lm(), tiny_tokenizer()
     prompt, draws = (1, 40, 50), 4000
     for sampling in (SamplingOptions(max_new_tokens=1, top_p=1.0, temperature=0.1), SamplingOptions(max_new_tokens=1)):
@@ -114,7 +114,7 @@ def test_responses_are_drawn_from_the_distribution_that_is_measured() -> None:
 
 
 def test_a_models_own_habits_do_not_shape_what_is_drawn() -> None:
-    """Top-k 1 or min-p 1 out of a generation config would make every draw the same."""
+    """Top-k 1 or min-p 1 from a generation config would make all draws equal."""
     model, tokenizer = tiny_lm(), tiny_tokenizer()
     model.generation_config = GenerationConfig(top_k=1, min_p=1.0, do_sample=True, eos_token_id=[2, 77])
     torch.manual_seed(0)

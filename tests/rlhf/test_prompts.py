@@ -1,4 +1,4 @@
-"""Prompts from files and sets; how they are dealt out."""
+"""Prompts from files and sets, and their order."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_the_world_has_prompts() -> None:
 
 
 def test_prompts_are_dealt_evenly_and_by_the_step_alone() -> None:
-    """Ten prompts in batches of four: each once in an epoch, batches across the border of two, orders that differ."""
+    """Ten prompts in batches of four: each once per epoch, batches that span two epochs, different orders."""
     dealt = [place for step in range(1, 11) for place in deal(10, 4, step, seed=3)]
     epochs = [dealt[start : start + 10] for start in range(0, 40, 10)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)

@@ -1,4 +1,4 @@
-"""A run from its options to its folder: what it leaves, and that a stopped one goes on as if nothing had been."""
+"""A run from its options to its folder: its files, and that a stopped run resumes as if it had not stopped."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def interrupt(*args: object, **more: object) -> None:
 
 
 def kill_at(step: int) -> Callable[[int, Mapping[str, float]], None]:
-    """What a run is told of its progress by, and stopped by behind this step."""
+    """Receives a run's progress, and stops it after this step."""
 
     def kill(done: int, told: Mapping[str, float]) -> None:
         if done == step:
@@ -81,13 +81,13 @@ def kill_at(step: int) -> Callable[[int, Mapping[str, float]], None]:
 
 
 def group_of_two(algorithm: str, iterations: int = 1) -> dict[str, Any]:
-    """The options of TRL's algorithms for prompts that are answered twice; nothing for PPO."""
+    """Return options for TRL's algorithms with two answers per prompt; none for PPO."""
     return {} if algorithm == "ppo" else {"group": GroupOptions(generations=2, iterations=iterations)}
 
 
 @pytest.mark.parametrize("rank", [0, 4])
 def test_what_a_run_leaves(rank: int, tiny: Config, rewarded: Rewarded) -> None:
-    """Checkpoints at equal steps and the policy, all of which stock transformers loads; one line a step."""
+    """Stock transformers loads the policy and its evenly spaced checkpoints; metrics have one line per step."""
     rewarded(length)
     config = tiny(lora=LoraOptions(rank=rank))
     before = torch.random.get_rng_state()
@@ -117,12 +117,12 @@ def test_at_the_start_the_policy_is_its_reference(tiny: Config, rewarded: Reward
     assert first["kl"] == pytest.approx(0, abs=1e-5)
     assert second["kl"] != pytest.approx(0, abs=1e-5)
     assert first["kl_coefficient"] == 0.2
-    assert second["kl_coefficient"] < 0.2  # no KL is less than its target
+    assert second["kl_coefficient"] < 0.2  # zero KL is below its target
     assert second["learning_rate"] == pytest.approx(first["learning_rate"] / 2)
 
 
 def test_ratios_begin_at_1(tiny: Config, rewarded: Rewarded) -> None:
-    """What is learnt from is measured by the same forward pass as what learns: nothing is clipped at the first look."""
+    """The same forward pass measures and learns, so nothing is clipped in the first pass."""
     rewarded(length)
     rlhf(tiny(ppo=PpoOptions(epochs=1), sampling=SamplingOptions(max_new_tokens=8, temperature=0.7)))
     for row in metrics(tiny().out):
@@ -133,13 +133,13 @@ def test_ratios_begin_at_1(tiny: Config, rewarded: Rewarded) -> None:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """Options of runs that several tests look at, each in a folder of its own."""
+    """Options of runs that several tests use, each in a separate folder."""
     return tiny_inputs(tmp_path_factory.mktemp("shared"))
 
 
 @pytest.fixture(scope="module", params=[0, 4])
 def whole(request: pytest.FixtureRequest, shared: Config, tmp_path_factory: pytest.TempPathFactory) -> RlhfConfig:
-    """A run in one go, by the rank of its adapters."""
+    """Uninterrupted runs, by the rank of their adapters."""
     lora = LoraOptions(rank=request.param, dropout=0.1 if request.param else 0.0)
     config = shared(lora=lora, kl=KlOptions(target=0.5, horizon=50), out=str(tmp_path_factory.mktemp("whole") / "run"))
     with pytest.MonkeyPatch.context() as patch:
@@ -152,7 +152,7 @@ def whole(request: pytest.FixtureRequest, shared: Config, tmp_path_factory: pyte
 def test_a_killed_run_goes_on_bit_for_bit(
     killed_at: int, whole: RlhfConfig, rewarded: Rewarded, tmp_path: Path
 ) -> None:
-    """Sampling, dropout, optimizer, schedule, values, price of KL: the same curves and weights as in one go."""
+    """Sampling, dropout, optimizer, schedule, values and KL coefficient resume to the same curves and weights."""
     rewarded(length)
     config = replace(whole, out=str(tmp_path / "killed"))
     with pytest.raises(KeyboardInterrupt):
@@ -187,7 +187,7 @@ def test_a_killed_run_of_trl_goes_on_bit_for_bit(
     rewarded: Rewarded,
     tmp_path: Path,
 ) -> None:
-    """In the second round through the prompts, and where equal steps would be between two passes over a batch."""
+    """The run stops in the second epoch, and where a checkpoint would fall between two passes over a batch."""
     pytest.importorskip("trl")
     rewarded(length)
     whole = tiny(
@@ -221,7 +221,7 @@ def test_parts_of_a_batch_add_up(tiny: Config, rewarded: Rewarded, tmp_path: Pat
 
 
 def test_a_missing_end_costs_and_is_told(tiny: Config, rewarded: Rewarded, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The curve shows the reward as the reward model gave it."""
+    """The curve shows the unmodified reward of the reward model."""
     rewarded(lambda text: 1.0)
     seen = []
     shaped = ppo.shaped_rewards
@@ -294,7 +294,7 @@ def test_a_gradient_that_is_not_finite_is_not_stepped_on(
 
 
 def test_half_precision_is_the_policys_alone(tiny: Config, rewarded: Rewarded, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reward model beside it keeps to its own dtype, or its rewards would not be those of `hafrm evaluate`."""
+    """The reward model keeps its own dtype; otherwise its rewards would differ from those of `hafrm evaluate`."""
     seen: dict[str, set[bool]] = {"reward": set(), "policy": set()}
 
     def half() -> bool:
@@ -321,7 +321,7 @@ def test_half_precision_is_the_policys_alone(tiny: Config, rewarded: Rewarded, m
 
 
 def test_head_and_reference_are_the_rewards_alone(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What only watches is another model, scored by the head that it was trained for."""
+    """The monitoring scorer is another model, scored by the head for which it was trained."""
     asked = {}
 
     def load(name: str, choice: ScorerChoice, options: object) -> Scripted:
@@ -396,7 +396,7 @@ def test_a_run_goes_on_beside_the_reference_and_in_the_precision_that_it_began_w
 
 
 def reward_model(folder: Path, seed: int = 0, *, labels: int = 1) -> str:
-    """A stock classifier with random weights, whose every file but these is the same for all seeds."""
+    """A stock classifier with random weights; all its other files are the same for all seeds."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model("llama", vocab_size=260, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
                                   num_attention_heads=2, num_labels=labels, pad_token_id=3)  # fmt: skip
@@ -407,7 +407,7 @@ def reward_model(folder: Path, seed: int = 0, *, labels: int = 1) -> str:
 
 @pytest.mark.parametrize("option", ["reward", "gold", "score.chat_template"])
 def test_a_run_does_not_go_on_with_another_reward(option: str, tiny: Config, tmp_path: Path) -> None:
-    """The same names, but other contents: of the reward model, of the one that only watches, of a template's file."""
+    """Contents change under the same name: of the reward model, of the monitoring scorer, or of a template."""
     template = tmp_path / "template.jinja"
     template.write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
     models = {"reward": tmp_path / "reward", "gold": tmp_path / "gold"}
@@ -426,7 +426,7 @@ def test_a_run_does_not_go_on_with_another_reward(option: str, tiny: Config, tmp
 
 
 def test_a_run_goes_on_with_the_reward_that_it_began_with(tiny: Config, tmp_path: Path) -> None:
-    """Whether its manifest tells which that was, or, of an older version, does not."""
+    """This holds with and without the value in the manifest, which older versions did not record."""
     config = tiny(reward=reward_model(tmp_path / "reward"), gold="world/helpful")
     for told in (True, False):
         with pytest.raises(KeyboardInterrupt):
@@ -442,7 +442,7 @@ def test_a_run_goes_on_with_the_reward_that_it_began_with(tiny: Config, tmp_path
 
 
 def test_an_older_run_in_another_precision_does_not_go_on(tiny: Config, rewarded: Rewarded) -> None:
-    """Of the weights its manifest says nothing, but of the precision it does."""
+    """The manifest does not record the weights, but it records the precision."""
     rewarded(length)
     with pytest.raises(KeyboardInterrupt):
         rlhf(tiny(), progress=kill_at(2))
@@ -457,7 +457,7 @@ def test_an_older_run_in_another_precision_does_not_go_on(tiny: Config, rewarded
 @pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
 @pytest.mark.filterwarnings("ignore")
 def test_a_run_that_goes_on_keeps_its_beginnings_account(algorithm: str, tiny: Config, rewarded: Rewarded) -> None:
-    """When and with which programs it was begun; what it goes on with is told beside."""
+    """The manifest keeps the start time and versions of the first start; those of resumptions are separate."""
     if algorithm != "ppo":
         pytest.importorskip("trl")
     rewarded(length)
@@ -478,7 +478,7 @@ def test_a_run_that_goes_on_keeps_its_beginnings_account(algorithm: str, tiny: C
 
 
 def test_two_commands_do_not_train_in_one_folder(tiny: Config, rewarded: Rewarded) -> None:
-    """The second is refused before it reads what the first has written, and the first comes to its end."""
+    """The second run is refused before it reads the first one's files, and the first one completes."""
     rewarded(length)
     refused: list[BaseException] = []
 
@@ -490,7 +490,7 @@ def test_two_commands_do_not_train_in_one_folder(tiny: Config, rewarded: Rewarde
 
     def meanwhile(step: int, told: Mapping[str, float]) -> None:
         if step == 2:
-            other = threading.Thread(target=second)  # the lock is a thread's: the same one may take it again
+            other = threading.Thread(target=second)  # the lock belongs to a thread, which may take it again
             other.start()
             other.join()
 
@@ -538,7 +538,7 @@ def flip(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def stopped(shared: Config, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], RlhfConfig]:
-    """Runs that were killed in their third step, behind checkpoint-2, by algorithm and the rank of their adapters."""
+    """Runs that were killed in their third step, after checkpoint-2, by algorithm and the rank of their adapters."""
 
     @cache
     def stop(algorithm: str, rank: int) -> RlhfConfig:
@@ -573,7 +573,7 @@ def test_a_run_does_not_go_on_from_flipped_bytes(
     rewarded: Rewarded,
     tmp_path: Path,
 ) -> None:
-    """In the weights, or in what they go on with; without the folder the run comes to its end."""
+    """The weights or the training state are damaged; without the folder the run completes."""
     if algorithm != "ppo":
         pytest.importorskip("trl")
     rewarded(length)
@@ -612,7 +612,7 @@ def test_a_checkpoint_without_checksums_is_gone_on_from(tiny: Config, rewarded: 
 def test_what_can_not_be_written_is_an_error_and_nothing_is_half_there(
     full_behind: int, left: list[str], tiny: Config, rewarded: Rewarded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A checkpoint, or the policy behind the last one; the same command goes on from what was there."""
+    """A full disk interrupts a checkpoint or the final policy; the same command resumes from what exists."""
     rewarded(length)
 
     def full(*args: object, **more: object) -> None:
@@ -674,7 +674,7 @@ def test_numbers_that_are_not_finite_are_refused(
 
 
 def test_adapters_beside_weights_in_float16_are_trained(tiny: Config, rewarded: Rewarded) -> None:
-    """They are in float32 themselves."""
+    """The weights themselves are in float32."""
     rewarded(length)
     rlhf(tiny(steps=2, dtype="float16", lora=LoraOptions(rank=2)))
     assert all(tensor.isfinite().all() for tensor in load_file(Path(tiny().out) / "model.safetensors").values())
@@ -709,7 +709,7 @@ def test_checkpoints_are_at_equal_steps() -> None:
         (6, 4, 2, [2, 4, 6]),
         (8, 3, 2, [4, 6, 8]),
         (8, 10, 4, [4, 8]),
-        (7, 2, 3, [6, 7]),  # the last batch is gone through once
+        (7, 2, 3, [6, 7]),  # the last batch has a single pass
         (12, 4, 3, [3, 6, 9, 12]),
     ],
 )
@@ -759,7 +759,7 @@ def test_what_the_policy_or_another_scorer_reads_is_taken_beside_a_server(tiny: 
 
 
 def test_trl_is_told_scores_less_what_a_missing_end_costs() -> None:
-    """By the prompts' places, whatever order TRL hands completions over in; what has no score has none."""
+    """Rewards follow the prompts' indices, in any order of completions; unscored ones have none."""
     prompts = SimpleNamespace(prompts=(Prompt.of("a"), Prompt.of("b")))
     config = SimpleNamespace(missing_eos_penalty=3.0, reward="r", dense="none")
     job: Any = SimpleNamespace(prompts=prompts, config=config, tokenizer=None)
@@ -782,7 +782,7 @@ def test_trl_is_told_scores_less_what_a_missing_end_costs() -> None:
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
 @pytest.mark.filterwarnings("ignore")
 def test_trl_trains_with_the_same_scorer(algorithm: str, tiny: Config, rewarded: Rewarded, tmp_path: Path) -> None:
-    """Curves in our names, a stock policy, and a stopped run that goes on."""
+    """Metrics have hafrm's names, the policy is stock, and a stopped run resumes."""
     pytest.importorskip("trl")
     rewarded(length)
     config = tiny(algorithm=algorithm, group=GroupOptions(generations=2), missing_eos_penalty=1.0)
@@ -798,7 +798,7 @@ def test_trl_trains_with_the_same_scorer(algorithm: str, tiny: Config, rewarded:
 
 @pytest.mark.filterwarnings("ignore")
 def test_trl_is_dealt_prompts_as_ppo_is(tiny: Config, rewarded: Rewarded, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the order that follows from seed and step, each as often as it has answers, round after round."""
+    """Prompts come in the order given by seed and step, each as often as it has answers, epoch after epoch."""
     pytest.importorskip("trl")
     rewarded(length)
     answered, asked = groups.answered, []
@@ -812,7 +812,7 @@ def test_trl_is_dealt_prompts_as_ppo_is(tiny: Config, rewarded: Rewarded, monkey
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
 @pytest.mark.filterwarnings("ignore")
 def test_steps_of_trl_that_draw_no_responses_are_told_too(algorithm: str, tiny: Config, rewarded: Rewarded) -> None:
-    """A batch's second pass has a line, with what was clipped in it and without a reward."""
+    """The second pass over a batch has its own line, with the clip fraction and without a reward."""
     pytest.importorskip("trl")
     rewarded(length)
     rlhf(tiny(algorithm=algorithm, learning_rate=0.01, group=GroupOptions(generations=2, iterations=2, clip=1e-4)))

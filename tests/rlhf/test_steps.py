@@ -1,4 +1,4 @@
-"""What PPO draws in each step, and in which units a step's scores are."""
+"""PPO's random draws in each step, and the scale of its scores."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Rewarded = Callable[[Callable[[str], float | None]], None]
 
 
 def test_each_step_draws_other_responses(tiny: Config, rewarded: Rewarded, tmp_path: Path) -> None:
-    """To one and the same prompt, by a policy that stays as it is: only the step's number tells the draws apart.
+    """The prompt and the policy are the same in all steps: only the step's number makes draws differ.
 
-    Another run of the seed draws the same, one of another seed does not.
+    Another run with the same seed draws the same; one with another seed does not.
     """
     (tmp_path / "one.jsonl").write_text(json.dumps({"prompt": "question"}))
     drawn: list[str] = []

@@ -11,7 +11,7 @@ from hafrm.sampling.engines import Draw
 
 
 class ScriptedGenerator:
-    """Draws one of three words by the seed; it keeps what it was asked, and may fail."""
+    """Draws one of three words by the seed, records requests, and may fail."""
 
     def __init__(self, *, fail: Callable[[int], bool] = lambda calls: False, refuse: str = "\0") -> None:
         self.fail, self.refuse = fail, refuse

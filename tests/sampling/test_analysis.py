@@ -1,4 +1,4 @@
-"""Agreement, wins, circles and recalls, worked by hand."""
+"""Agreement, wins, circles and recall, compared with hand-worked values."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def heard(**values: Any) -> ScoredPrompt:
 
 
 def test_a_judge_that_compares_settles_the_circles() -> None:
-    """Each beats one other: three equal shares; with a second win one takes all."""
+    """Each beats one other, so all have equal shares; with a second win one takes everything."""
     round_robin = heard(preferred={(0, 1): 1.0, (1, 2): 1.0, (0, 2): 0.0})
     assert best_shares([round_robin], "abc") == {"x": {("a",): 1 / 3, ("b",): 1 / 3, ("c",): 1 / 3}}
     last = heard(preferred={(0, 1): 1.0, (1, 2): 0.0, (0, 2): 0.0}, ranks=(math.inf, 2, 1))

@@ -76,7 +76,7 @@ def test_scores_are_kept_until_the_candidates_change(tmp_path: Path, monkeypatch
 
 
 class Deaf(SimulatedReward):
-    """Has no reward for one response."""
+    """A scorer without a reward for one response."""
 
     def score(self, conversations: Any) -> list[float | None]:
         return [None if place == 1 else float(place) for place in range(len(conversations))]

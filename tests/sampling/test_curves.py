@@ -1,4 +1,4 @@
-"""The best-of-n estimate against hand-worked values, against all subsets, and against the law that it estimates."""
+"""The best-of-n estimate, compared with hand-worked values, all subsets, and the true distribution."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_response_that_came_twice_is_two_draws() -> None:
 
 def test_equal_scores_are_settled_by_lot() -> None:
     assert best_of_n_curve([5, 5, 5, 5], [1, 2, 3, 6], [1, 1, 1, 1]) == pytest.approx([3, 3, 3, 3])
-    # the two at 7 share what the best takes; the one at 1 counts for n = 1 alone
+    # the two at 7 share the best place; the one at 1 counts only for n = 1
     assert best_of_n_curve([7, 7, 1], [4, 8, 0], [1, 1, 1]) == pytest.approx([4, 6, 6])
 
 

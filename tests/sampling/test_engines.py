@@ -1,4 +1,4 @@
-"""The engines: samples follow the model's distribution and their own seeds; vLLM's API as it is called."""
+"""The engines: samples follow the model's distribution and their own seeds; calls of vLLM's API."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_draw_of_0_is_no_infinite_noise(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch.Tensor, "exponential_", lambda row, generator: row.copy_(draws))
     noise = GumbelNoise([0], torch.device("cpu"))(torch.zeros(1), torch.tensor([[0.0, -18.0]]))
     assert noise.argmax(dim=1).tolist() == [0]
-    assert noise[0, 1] > -1  # and yet it is as loud as noise gets
+    assert noise[0, 1] > -1  # and yet it is the largest noise
 
 
 def test_a_response_follows_from_its_own_seed_whatever_the_batch() -> None:
@@ -77,7 +77,7 @@ def test_a_tiny_nucleus_and_a_low_temperature_are_greedy() -> None:
 
 
 def test_the_first_token_follows_the_models_distribution() -> None:
-    """At a temperature at which many tokens are likely."""
+    """The temperature makes many tokens likely."""
     made = generator()
     row = prompt_ids(made.tokenizer, PROMPTS[0])
     with torch.inference_mode():
@@ -93,7 +93,7 @@ def test_the_first_token_follows_the_models_distribution() -> None:
 
 
 def test_an_ended_response_says_so() -> None:
-    """Where only the end can be drawn, a response is one token, and empty."""
+    """If only the end can be drawn, a response is a single token and its text is empty."""
     model = tiny_lm()
     bias = torch.full((model.config.vocab_size,), -1e9)
     bias[2] = 0
@@ -114,7 +114,7 @@ def test_seeds_are_of_the_text_and_the_runs_seed() -> None:
 
 
 class FakeLLM:
-    """In the shape of vLLM's `LLM`: it keeps what it was asked."""
+    """A stand-in for vLLM's `LLM` that records requests."""
 
     made: dict[str, Any]
     calls: list[tuple[Any, Any]]
@@ -176,7 +176,7 @@ def test_vllm_gets_token_ids_and_a_seed_a_prompt(fake_vllm: None, tmp_path: Path
 
 def test_vllms_absence_and_failures_are_clear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = save_tiny(tmp_path / "model")
-    monkeypatch.setitem(sys.modules, "vllm", None)  # an import of it fails
+    monkeypatch.setitem(sys.modules, "vllm", None)  # makes its import fail
     with pytest.raises(MissingExtraError, match="pip install vllm"):
         sample(by_vllm(tmp_path, model))
     info = {"method": "haf", "base_model": "b", "reward_weight": 1.0, "policy_ratio": 0.2, "policy_loss": "dpo"}

@@ -1,4 +1,4 @@
-"""Sampling from prompts to files: accounts, batches, and runs that were cut off."""
+"""Sampling from prompts to files: counts, batches, and interrupted runs."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_lines_stand_in_the_prompts_order_with_distinct_responses(tmp_path: Path
 
 @pytest.mark.parametrize("cut", [0, 1, 40, 400])
 def test_a_stopped_run_ends_with_the_same_file(cut: int, tmp_path: Path) -> None:
-    """Stopped between batches, and the file cut anywhere: in a line, between two lines of one batch."""
+    """The run stops between batches, and its file is cut anywhere: in a line, or between two lines of a batch."""
     whole = config(tmp_path, out="whole")
     sample(whole, generator=ScriptedGenerator())
     asked = config(tmp_path)
@@ -102,7 +102,7 @@ def test_a_run_that_was_stopped_before_its_lines_were_sorted_sorts_them(
 
 
 def test_an_unfinished_sampling_is_nothing_to_choose_from(tmp_path: Path) -> None:
-    """The longest prompts come first, so what a stopped run leaves is no fair part."""
+    """The longest prompts come first, so the samples of a stopped run are not representative."""
     asked = config(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         sample(asked, generator=ScriptedGenerator(fail=lambda calls: calls == 2))
@@ -138,7 +138,7 @@ def test_what_another_command_left_is_not_written_over(manifest: Any, said: str,
 
 
 def test_equal_responses_are_counted_draw_by_draw() -> None:
-    """One text may have been drawn as different tokens, and been cut once and ended by the model another time."""
+    """One text may have been drawn as different tokens, cut at the limit once and ended by the model another time."""
     row = PromptRow(id="p:1", group="g", prompt=Prompt.of("q"))
     line = sample_line(row, [Draw("a", 5, False), Draw("a", 2, True), Draw("b", 3, True), Draw("a", 2, True)])
     assert (line["counts"], line["total_tokens"], line["unfinished"]) == ([3, 1], [9, 3], [1, 0])
@@ -180,7 +180,7 @@ def test_a_template_that_refuses_every_prompt_is_named(tmp_path: Path) -> None:
 
 
 def test_adapters_alone_are_merged_into_their_base_but_not_for_vllm(tmp_path: Path) -> None:
-    """As they are in the checkpoints of a policy that was trained with LoRA; the merged model draws the same."""
+    """Such adapters are in checkpoints of a policy trained with LoRA; the merged model draws the same."""
     policy = new_model(str(save_tiny(tmp_path / "base")), tiny_tokenizer(), lora=LoraOptions(rank=2))
     with torch.no_grad():
         for name, weight in policy.named_parameters():

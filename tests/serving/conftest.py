@@ -1,4 +1,4 @@
-"""A tiny scorer with packed rows, and servers on loopback in this process."""
+"""Fixtures: a tiny scorer with packed rows, and servers on loopback in this process."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def client(address: str) -> Iterator[httpx.Client]:
 
 
 def body(*conversations: Conversation) -> dict[str, Any]:
-    """Conversations as the native protocol takes them."""
+    """Return conversations in the format of the native protocol."""
     return {
         "conversations": [
             {"prompt": [m.as_dict() for m in c.prompt.turns], "response": [m.as_dict() for m in c.response]}

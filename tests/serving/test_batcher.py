@@ -1,4 +1,4 @@
-"""Batches across requests change no reward, cross no answer, and hold no request liable for another."""
+"""Batches across requests change no reward, mix up no answers, and isolate requests from each other's failures."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def total(groups: Any) -> list[float]:
 
 
 class Held:
-    """A score function that waits until it is let go, and remembers its batches."""
+    """A score function that waits until it is released, and records its batches."""
 
     def __init__(self) -> None:
         self.go, self.started, self.batches = threading.Event(), threading.Event(), []
@@ -111,7 +111,7 @@ def test_every_one_of_many_long_requests_gets_its_turn() -> None:
 
 
 def test_requests_with_one_prompt_run_together_and_count_it_once() -> None:
-    """Ten tokens a batch: four responses of two tokens after a prompt of two, each in a request of its own."""
+    """Ten tokens a batch: four responses of two tokens after a prompt of two, each in its own request."""
     held, batches = threading.Event(), list[int]()
 
     def score(groups: list[TokenGroup]) -> list[float]:
@@ -132,7 +132,7 @@ def test_requests_with_one_prompt_run_together_and_count_it_once() -> None:
 
 @pytest.mark.parametrize(("tokens", "sizes"), [(100, [3]), (4, [2, 1])], ids=["time", "full"])
 def test_an_idle_model_may_wait_for_more_requests(tokens: int, sizes: list[int]) -> None:
-    """Until the time is over, or two requests of two tokens fill a batch of four."""
+    """Requests wait until the time is over, or until two requests of two tokens fill a batch of four."""
     batches: list[int] = []
     batcher = Batcher(lambda groups: (batches.append(len(groups)), total(groups))[1], tokens_per_batch=tokens, wait=0.4)
     start = time.monotonic()
@@ -268,7 +268,7 @@ def test_stopping_answers_what_is_in_flight(scorer: HybridScorer) -> None:
             bodies = [body(Conversation.of("a", "b" * i)) for i in range(1, 4)]
             flying = [pool.submit(httpx.post, f"{address}/v1/rewards", json=b, timeout=20) for b in bodies]
             until(lambda: "hafrm_open_requests 3.0" in httpx.get(f"{address}/metrics").text)
-            pool.submit(lambda: (time.sleep(0.3), held.go.set()))  # while the server is on its way out
+            pool.submit(lambda: (time.sleep(0.3), held.go.set()))  # while the server is shutting down
         answers = [future.result() for future in flying]
     assert [answer.status_code for answer in answers] == [200] * 3
     assert len({answer.json()["rewards"][0]["reward"] for answer in answers}) == 3
@@ -324,7 +324,7 @@ def test_a_failing_model_answers_500_with_an_id_to_those_concerned(scorer: Hybri
 
 
 def until(condition: Any, seconds: float = 10) -> None:
-    """Wait for a condition; fail where it does not come."""
+    """Wait for a condition; fail if it does not become true."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

@@ -1,4 +1,4 @@
-"""Bodies of any size are refused at their first fault, and read in a time in proportion to their size."""
+"""Bodies of any size are refused at their first fault, and read in time proportional to their size."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def served() -> Iterator[str]:
 
 
 def timed(address: str, path: str, sent: Any) -> tuple[httpx.Response, float]:
-    """What a body is answered, and in how many seconds."""
+    """Return the answer to a body, and the seconds that it took."""
     start = time.perf_counter()
     return httpx.post(address + path, json=sent, timeout=60), time.perf_counter() - start
 

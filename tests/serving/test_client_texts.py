@@ -1,4 +1,4 @@
-"""Texts as clients send them: whole, as generated, decoded from token ids, padded, cut; the reward is that of messages.
+"""Texts as clients send them (whole, generated, decoded, padded, cut) get the same reward as messages.
 
 The oracle is the scorer's reward of the same conversation as messages, which other tests hold against stock classes.
 """
@@ -119,7 +119,7 @@ def ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def generated(tokenizer: Any, conversation: Conversation) -> str:
-    """What a policy that stops at the end-of-turn token leaves."""
+    """Return the text of a policy that stops at the end-of-turn token."""
     text = whole(tokenizer, conversation)
     end = text.rindex("</s>\n</s>") if text.endswith("</s>\n</s>") else text.rindex("</s>")
     return text[: end + len("</s>")]
@@ -183,7 +183,7 @@ def test_a_prompt_makes_no_reward_worse(form: str, decoded: bool, scorer: Hybrid
 
 
 def test_prompts_say_where_responses_begin(scorer: HybridScorer) -> None:
-    """So that a score of the response alone, such as an implicit reward, can be had of texts."""
+    """This makes scores of the response alone, such as implicit rewards, available for texts."""
     implicit = HybridScorer(
         scorer.model, scorer.encoder, scorer.layout, scorer.options, reward_weight=0.0, ratio_weight=1.0
     )
@@ -245,7 +245,7 @@ def test_models_that_are_read_at_the_stop_token_are_read_there_in_every_form(sco
 
 
 OPEN = "{% for m in messages %}{{ '<unk>' if m.role == 'user' else '<s>' }}{{ m.content }}{% endfor %}"
-"""No turn has an end: a policy stops at the token that opens the user's next turn, as GLM's do."""
+"""Turns have no end token: a policy stops at the token that opens the user's next turn, as GLM's do."""
 
 
 def test_a_token_that_opens_the_next_turn_ends_a_text() -> None:

@@ -1,4 +1,4 @@
-"""Requests of vLLM's, SGLang's, OpenAI's and text-embeddings-inference's clients, and servers with several models."""
+"""Requests of clients of vLLM, SGLang, OpenAI and text-embeddings-inference, and servers with several models."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_documents_are_texts_or_objects(client: httpx.Client) -> None:
 
 
 def test_tei_ranks_and_predicts(client: httpx.Client, expected: list[float]) -> None:
-    """As in the types of its router: a list of ranks, the best first; predictions of one input, or of each."""
+    """As in the types of TEI's router: ranks, the best first, and predictions for one input or for each."""
     sent = {"query": "How are you?", "texts": [text for _, text in PAIRS], "raw_scores": True, "return_text": True}
     found = posted(client, "/rerank", sent)
     assert {item["index"]: item["score"] for item in found} == pytest.approx(dict(enumerate(expected)), abs=1e-5)

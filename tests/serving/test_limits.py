@@ -91,7 +91,7 @@ def test_a_head_that_does_not_come_is_given_up(sent: list[bytes], scorer: Hybrid
             for number, piece in enumerate(sent):
                 assert not number or slow.recv(1000).startswith(b"HTTP/1.1 200")
                 slow.sendall(piece)
-            assert httpx.get(f"{address}/health", timeout=20).status_code == 200  # once that one's place is free
+            assert httpx.get(f"{address}/health", timeout=20).status_code == 200  # once that slot is free
 
 
 def test_a_head_that_comes_in_drops_is_given_up(scorer: HybridScorer) -> None:
@@ -164,7 +164,7 @@ def test_a_key_is_asked_for_everything_that_tells_of_the_model(scorer: HybridSco
 
 
 def test_a_local_server_answers_to_local_names_alone(client: httpx.Client) -> None:
-    """A page elsewhere whose name resolves to this machine reads nothing."""
+    """A foreign web page whose host name resolves to this machine can't read anything."""
     for name, status in (("localhost:1", 200), ("127.0.0.1", 200), ("[::1]:80", 200), ("evil.example", 403), ("", 403)):
         assert client.post("/v1/rewards", json=ONE, headers={"Host": name}).status_code == status, name
 
@@ -188,7 +188,7 @@ def test_what_only_this_machine_reaches(host: str, local: bool) -> None:
 
 
 def test_what_uvicorn_answers_itself_is_plain_text(address: str) -> None:
-    """What never reaches the app, as `SECURITY.md` says."""
+    """Requests that never reach the app, as `SECURITY.md` says."""
     host, port = address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(b"no HTTP at all\r\n\r\n")

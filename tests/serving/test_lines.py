@@ -1,4 +1,4 @@
-"""What the server logs is bounded, and none of it is raw."""
+"""The server's log lines are bounded and escaped."""
 
 from __future__ import annotations
 

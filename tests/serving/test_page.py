@@ -17,13 +17,13 @@ from tests.serving.conftest import live
 
 @pytest.fixture(scope="module", params=[None, "s3cret"], ids=["open", "key"])
 def site(request: pytest.FixtureRequest, scorer: HybridScorer) -> Iterator[tuple[str, str | None]]:
-    """An address and its key, of a server whose model has a hostile name."""
+    """The address and the key of a server whose model has a hostile name."""
     with live(scorer, models=[ATTACK], api_key=request.param) as address:
         yield address, request.param
 
 
 class Page:
-    """The form, filled in as a person would."""
+    """The form, filled in as a user would."""
 
     def __init__(self, browser: Any, address: str) -> None:  # noqa: F811
         self.browser, self.address = browser, address

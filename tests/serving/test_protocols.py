@@ -53,7 +53,7 @@ def test_native(client: httpx.Client, expected: list[float], scorer: HybridScore
 
 
 def test_rewards_of_tokens_are_those_of_bulk_scoring() -> None:
-    """As `hafrm score --tokens`, whose scorer's `token_rewards` they are; cut and refused ones among them."""
+    """Token rewards equal those of `hafrm score --tokens`, also for truncated and refused conversations."""
     scorer = tiny_scorer(overlong="truncate", reward_weight=1.0, ratio_weight=0.5)
     talks = [*CONVERSATIONS, Conversation.of("Tell me all.", "word " * LIMIT)]
     expected = [asdict(each) for each in scorer.token_rewards(talks) if each]
@@ -112,7 +112,7 @@ def test_llama_factory(client: httpx.Client, expected: list[float]) -> None:
 
 
 def test_verl_reads_the_reward_from_vllms_classify(client: httpx.Client, expected: list[float]) -> None:
-    """verl takes the beginning-of-sequence token off, as vLLM would add it."""
+    """verl removes the beginning-of-sequence token, because vLLM would add it."""
     for conversation, reward in zip(CONVERSATIONS, expected, strict=True):
         for text in (rendered(conversation), rendered(conversation).removeprefix("<s>")):
             data = {"model": "any", "input": text, "use_activation": False}
@@ -215,7 +215,7 @@ def test_rerank_orders_what_its_activation_can_not_tell_apart(scorer: HybridScor
 
 @pytest.mark.parametrize(("query", "document"), [("", "Fine."), ("How are you?", " ")], ids=["query", "document"])
 def test_rerank_holds_to_the_data_contract(query: str, document: str, client: httpx.Client) -> None:
-    """What gets no reward elsewhere gets none here."""
+    """What gets no reward elsewhere gets none in this protocol either."""
     answer = client.post("/rerank", json={"query": query, "documents": [document]})
     assert answer.status_code == 400
     native = client.post("/v1/rewards", json=body(Conversation.of(query, document))).raise_for_status().json()
@@ -244,7 +244,7 @@ def test_a_template_without_a_beginning_token_gets_none() -> None:
 
 
 def test_a_template_of_other_roles_still_serves_texts() -> None:
-    """What can't be rendered has no reward; rendered texts are taken as they come."""
+    """Conversations that can't be rendered have no reward; rendered texts are scored unchanged."""
     template = "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}" + PLAIN
     scorer = tiny_scorer(tiny_tokenizer(template=template))
     with live(scorer) as address:
@@ -279,7 +279,7 @@ def test_overlong_texts_are_cut_where_the_rule_is_to_cut() -> None:
 
 
 def test_a_cut_that_leaves_nothing_of_the_response_gives_no_reward() -> None:
-    """Where the prompt alone fills the limit: in messages, and in OpenRLHF's texts, which come with their prompts."""
+    """The prompt alone fills the limit, in messages and in OpenRLHF's texts, which come with their prompts."""
     fits, fills = (Conversation.of("word " * n, "word " * LIMIT) for n in (3, LIMIT))
     prompts = [
         tiny_tokenizer().apply_chat_template(
@@ -305,7 +305,7 @@ def test_a_cut_that_leaves_nothing_of_the_response_gives_no_reward() -> None:
 
 
 def test_texts_that_were_cut_are_counted() -> None:
-    """A text without its prompt may have lost its whole response, and nobody can say so."""
+    """A truncated text without its prompt may have lost its whole response, which can't be detected."""
     with live(tiny_scorer(overlong="truncate")) as address, httpx.Client(base_url=address) as client:
         for path, data in (("/classify", {"input": "word " * LIMIT}), ("/v1/rewards", body(CONVERSATIONS[0]))):
             client.post(path, json=data).raise_for_status()
@@ -320,7 +320,7 @@ def test_what_no_cut_would_help_is_not_advised_to_be_cut(client: httpx.Client) -
 
 
 def test_implicit_rewards_need_messages() -> None:
-    """Where a rendered text's response begins is unknown without its prompt: refused, not guessed."""
+    """Without its prompt, the start of a rendered text's response is unknown, so the request is refused."""
     scorer = tiny_scorer(reward_weight=0.0, ratio_weight=1.0)
     with live(scorer) as address:
         answer = httpx.post(f"{address}/get_reward", json={"query": [rendered(CONVERSATIONS[0])]})

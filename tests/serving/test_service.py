@@ -1,4 +1,4 @@
-"""Which thread reads what: small requests and large ones each have their own."""
+"""Small and large requests are read on separate threads."""
 
 from __future__ import annotations
 

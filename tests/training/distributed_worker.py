@@ -1,9 +1,9 @@
-"""What each process does for `test_distributed.py`: a list of runs, one after another.
+"""Work of each process for `test_distributed.py`: a list of runs, one after another.
 
     torchrun --nproc_per_node 2 -m tests.training.distributed_worker RUNS.json
     python -m tests.training.distributed_worker RUNS.json 2    # two workers of Ray Train
 
-RUNS.json is a list of keyword arguments for `TrainConfig`. Each process has a cache of its own, as on several nodes.
+RUNS.json is a list of keyword arguments for `TrainConfig`. Each process has a separate cache, as on several nodes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs in two processes on CPUs (DDP, FSDP2, DeepSpeed, Ray Train) against the same run in one; all in float32."""
+"""Runs in two processes on CPUs (DDP, FSDP2, DeepSpeed, Ray Train) equal the same run in one; all in float32."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PAIRS, BATCH, STEPS = 25, 8, 8  # four steps an epoch, the last of one pair: the
 
 pytestmark = pytest.mark.slow  # several processes, each of which imports torch
 
-BEST = {"load_best_model_at_end": True}  # which is not the last: the accuracy is 1 before
+BEST = {"load_best_model_at_end": True}  # the best is not the last checkpoint: accuracy reaches 1 earlier
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "lora": {"lora": {"rank": 4}},
@@ -51,7 +51,7 @@ RUNS: dict[str, list[str]] = {
     "zero2": ["plain", "tied", "best-lora", "lora-accumulated"],
     "zero3": ["plain", "baseline", "tied", "best-lora", "lora-accumulated"],
 }
-"""Runs in two processes, by how weights are spread."""
+"""Runs in two processes, by kind of sharding."""
 PACKAGES = {"ray": "ray", "zero1": "deepspeed", "zero2": "deepspeed", "zero3": "deepspeed"}
 MISSING = {way: package for way, package in PACKAGES.items() if find_spec(package) is None}
 
@@ -74,7 +74,7 @@ def alone(name: str) -> str:
 
 
 def command(way: str, file: Path, processes: int) -> list[str]:
-    """The arguments of Python that do the runs of a file."""
+    """Return the arguments for Python to do the runs in a file."""
     worker = ["-m", "tests.training.distributed_worker", str(file)]
     if way == "alone":
         return worker
@@ -88,12 +88,12 @@ def command(way: str, file: Path, processes: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Desk:
-    """Where the runs of this module lie."""
+    """The folder of this module's runs."""
 
     folder: Path
 
     def start(self, way: str, runs: dict[str, dict[str, Any]], processes: int = 2) -> str:
-        """Do runs one after another in the processes of a launcher; returns what they printed."""
+        """Do runs one after another in the processes of a launcher; return their output."""
         file = self.folder / f"runs-{way}-{processes}.json"
         file.write_text(json.dumps([self._options(name, values) for name, values in runs.items()]))
         done = subprocess.run(
@@ -162,14 +162,14 @@ def run(kind: str, training: dict[str, Any]) -> dict[str, Any]:
 
 
 def half(way: str, kind: str) -> dict[str, Any]:
-    """A run of which each of two processes does half."""
+    """A run that two processes share equally."""
     share = SHARES["-accumulated" if "accumulated" in kind else ""]
     return run(kind.removesuffix("-accumulated"), share | (FSDP if way == "fsdp2" else {}))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_several_processes_make_the_curve_of_one(name: str, desk: Desk) -> None:
-    """Losses, gradient norms, validation and all other metrics, step by step."""
+    """Losses, gradient norms, validation and all other metrics agree step by step."""
     expected, found = desk.lines(alone(name)), desk.lines(name)
     assert [line["step"] for line in found] == [line["step"] for line in expected]
     for line, truth in zip(found, expected, strict=True):
@@ -182,7 +182,7 @@ def test_several_processes_make_the_curve_of_one(name: str, desk: Desk) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_result_is_that_of_one_process(name: str, desk: Desk) -> None:
-    """The same tensors, of which stock transformers makes the same scores."""
+    """The tensors are the same, and stock transformers computes the same scores from them."""
     expected, found = (load_file(desk.folder / each / "model.safetensors") for each in (alone(name), name))
     assert found.keys() == expected.keys()
     for tensor, truth in expected.items():
@@ -198,7 +198,7 @@ def test_the_result_is_that_of_one_process(name: str, desk: Desk) -> None:
 
 
 def test_each_process_computes_its_share_of_the_references_once(desk: Desk) -> None:
-    """In parts of four prompts; later runs read them, from caches that differ."""
+    """References are computed in parts of four prompts; later runs read them from different caches."""
     computed = [cached_references(desk.folder / f"runs-ddp-2-cache-{rank}") for rank in range(2)]
     once = cached_references(desk.folder / "runs-alone-2-cache-0") * 2 / 3  # without the tied model
     assert once <= sum(computed) <= once + 2 * 14  # a validation pair may be in the other's cache of training pairs
@@ -226,7 +226,7 @@ def test_a_checkpoint_holds_its_weights_once(desk: Desk) -> None:
 
 
 def interrupted(desk: Desk, name: str, *, at_its_end: bool = False) -> str:
-    """A run's folder as it was after its first checkpoint, or after its last."""
+    """Return a run's folder as it was after its first checkpoint, or after its last."""
     copy = desk.folder / f"{name}-{'ended' if at_its_end else 'again'}"
     shutil.copytree(desk.folder / name, copy)
     if not at_its_end:
@@ -238,7 +238,7 @@ def interrupted(desk: Desk, name: str, *, at_its_end: bool = False) -> str:
 
 
 def test_runs_resume_with_another_number_of_processes(desk: Desk) -> None:
-    """From two processes to one, whose step takes as many pairs."""
+    """Resume from two processes to one, with the same number of pairs per step."""
     whole = {"per_device_train_batch_size": BATCH}
     sharded = SHARES["-accumulated"] | {"per_device_train_batch_size": 4} | FSDP
     wanted = {

@@ -1,4 +1,4 @@
-"""How a batch is shared over processes: everything once, evenly by tokens, and with the same loss and gradients."""
+"""A batch is shared over processes completely, evenly by tokens, and with the same loss and gradients."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_processes_keep_step_and_take_each_pair_once(packed: bool, tokens_per_ba
 @pytest.mark.parametrize("processes", [2, 3, 7])
 @pytest.mark.parametrize("tokens_per_batch", [30, 1000])
 def test_the_mean_over_processes_is_the_mean_over_pairs(processes: int, tokens_per_batch: int) -> None:
-    """In float64: each process's sum, times the processes, over all pairs; averaged as DDP does it."""
+    """In float64: each process's sum, times the number of processes, divided by all pairs; averaged as in DDP."""
     model, objective = hybrid("llama"), Objective(LossConfig())
 
     def mean_gradients(count: int) -> tuple:

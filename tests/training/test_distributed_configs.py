@@ -1,4 +1,4 @@
-"""`configs/distributed`: accelerate reads them and what they ask for serves; what can't serve is refused."""
+"""The files in `configs/distributed` are readable by accelerate and supported; unsupported settings are refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FULL = {"fsdp_version": 2, "state_dict_type": "FULL_STATE_DICT", "cpu_ram_effici
 
 
 def launched(name: str) -> Any:
-    """What `accelerate launch` makes of a config file."""
+    """Return what `accelerate launch` reads from a config file."""
     told = launch_command_parser().parse_args(["--config_file", str(CONFIGS / name), "train.py"])
     args, *_ = _validate_launch_command(told)
     return args
@@ -30,7 +30,7 @@ def launched(name: str) -> Any:
 def arguments(
     *, fsdp: dict[str, Any] | None = None, zero: int | None = None, launcher: bool = True, **changes: bool
 ) -> Any:
-    """What `sharding` reads of TrainingArguments."""
+    """The attributes of TrainingArguments that `sharding` reads."""
     return SimpleNamespace(
         fsdp_plugin_args=fsdp,
         deepspeed_plugin=None if zero is None else SimpleNamespace(zero_stage=zero, **(ZERO | changes)),
@@ -58,7 +58,7 @@ def test_accelerate_reads_the_configs_of_ddp_and_zero() -> None:
     ("change", "message"),
     [
         ({"fsdp_version": 1, "reshard_after_forward": "FULL_SHARD"}, "version 2"),
-        ({"state_dict_type": "SHARDED_STATE_DICT"}, "hold a pickle"),
+        ({"state_dict_type": "SHARDED_STATE_DICT"}, "contain a pickle"),
         ({"cpu_ram_efficient_loading": True}, "set it to false"),
     ],
     ids=["version", "pickle", "loading"],

@@ -1,4 +1,4 @@
-"""Runs that are made to fail say so in one line each, and a healthy run says nothing."""
+"""Runs that are made to fail give one line per sign, and a healthy run gives none."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def checks(
     *options: str,
     validation: Callable[[random.Random], Pair] | None = None,
 ) -> list[str]:
-    """Train, and return the checks that the run and the command afterwards name; both must be the same."""
+    """Train, and return the checks reported by the run and by the command afterwards, which must agree."""
     words = ["train", "--model", base, "--data", file(folder / "t.jsonl", kind, 2000), "--out", str(folder / "run")]
     words += ["--method", "baseline", "--training.max_steps", "60", "--training.use_cpu", "--training.bf16", "false"]
     words += ["--training.learning_rate", "3e-3", "--data_options.max_length", "64", "--training.report_to", "none"]

@@ -1,4 +1,4 @@
-"""The objective as it trains, on packed rows and with foresight, against the stock model's full logits in float64."""
+"""The objective in training, with packed rows and foresight, equals the stock model's full logits in float64."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hafrm.training.objective import Objective
 from tests.models.test_packed_model import MAX_LENGTH, Float64Throughout, assert_same, hybrid, random_group
 
 _RANKED = random_group(11, 6, 3, 8)
-"""A prompt with three responses, of which all pairs are trained on, apart from each other in the batch."""
+"""A prompt with three responses, all of whose pairs are in the batch, but not next to each other."""
 
 
 def _ranked(better: int, worse: int) -> TokenGroup:
@@ -42,7 +42,7 @@ def gradients(model: HybridModel, loss: Tensor) -> Found:
 
 
 def consistency(rewards: Tensor, tokens: Tensor, lengths: list[int]) -> Tensor:
-    """The sum over pairs of the consistency loss, token by token: rewards and log-probs of two responses a pair."""
+    """Sum the consistency loss over pairs, token by token, from rewards and log-probs of two responses per pair."""
     by_response = list(zip(rewards.split(lengths), tokens.split(lengths), strict=True))
     total = rewards.new_zeros(())
     for pair in zip(by_response[0::2], by_response[1::2], strict=True):
@@ -57,7 +57,7 @@ def consistency(rewards: Tensor, tokens: Tensor, lengths: list[int]) -> Tensor:
 
 
 def stock(model: HybridModel, weight: float = 0.0) -> Found:
-    """Eq. 5 by definition, and the consistency loss: one padded row a sequence, the stock forward's own logits."""
+    """Eq. 5 by definition, and the consistency loss: one padded row per sequence, with the stock model's logits."""
     batch: SequenceBatch = pad_rows(GROUPS, pad_token_id=3)
     output = model.stock_lm(
         input_ids=batch.input_ids,
@@ -82,7 +82,7 @@ def stock(model: HybridModel, weight: float = 0.0) -> Found:
 
 
 def trained(model: HybridModel, layout: Layout, tokens_per_batch: int, weight: float = 0.0) -> Found:
-    """The same as the trainer computes it, part by part."""
+    """Compute the same as the trainer does, part by part."""
     objective = Objective(LossConfig(consistency_weight=weight))
     items = [PairItem(i, group, 0.0, REFERENCE[i]) for i, group in enumerate(GROUPS)]
     parts = PairCollator(layout, tokens_per_batch)(items).parts

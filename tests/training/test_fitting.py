@@ -1,4 +1,4 @@
-"""The memory of a training step, against what PyTorch's allocations and hand-worked values say."""
+"""The memory of a training step, compared with PyTorch's allocations and hand-worked values."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_short_memory_changes_no_loss(
 
 
 def test_a_run_leaves_no_graph_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither weights nor activations, which a study's next run would add to."""
+    """Neither weights nor activations are kept, which would accumulate over a study's runs."""
     before = {id(each) for each in trainable_tensors()}
     trained(tmp_path, monkeypatch, 2**40)
     gc.collect()
@@ -102,7 +102,7 @@ def test_the_state_is_a_gradient_and_two_moments_for_each_weight_and_a_chunk_of_
 def test_a_kernel_that_fails_in_training_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It passes the probe, which computes no gradients."""
+    """The kernel passes the probe, which computes no gradients."""
     by_group = attention._by_group
 
     def fails(query: torch.Tensor, *args: Any) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Training from and to reward models of several forms: whole runs, which end, resume and say what they begin with."""
+"""Whole training runs from reward models of several forms: they finish, resume and describe their start."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_finished_run_trains_on_with_its_head(rank: int, tmp_path: Path, capsy
 
 @pytest.mark.slow
 def test_adapters_on_top_of_adapters_are_resumed(tmp_path: Path) -> None:
-    """A LoRA run that started from a checkpoint of adapters alone, which it merged."""
+    """A LoRA run that started from a checkpoint with only adapters, which it merged."""
     lora = LoraOptions(rank=4)
     first = trained(save_tiny(tmp_path / "base"), tmp_path / "first", lora=lora, validate=True)
     checkpoint = first / "checkpoint-4"
@@ -103,7 +103,7 @@ def test_a_classifier_without_an_lm_head_is_trained_resumed_and_exported(rank: i
 
 
 def resumed(run: Path, **values: Any) -> list[float | None]:
-    """Rewards of a run that is taken up again after its first checkpoint."""
+    """Return the rewards of a run that is resumed after its first checkpoint."""
     cut = run.with_name(f"{run.name}-cut")
     shutil.copytree(run, cut)
     shutil.rmtree(cut / "checkpoint-4")

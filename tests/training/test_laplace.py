@@ -68,7 +68,7 @@ def test_draws_have_the_posteriors_moments() -> None:
 
 @pytest.mark.parametrize("rank", [0, 4])
 def test_a_run_with_drawn_heads_is_the_run_with_one(rank: int, tmp_path: Path) -> None:
-    """The same rewards, with standard errors in every command that scores."""
+    """Rewards are unchanged, and every scoring command has standard errors."""
     lora = LoraOptions(rank=rank)
     plain = config(tmp_path, loss=LossConfig(), out=str(tmp_path / "plain"), lora=lora)
     drawn = config(tmp_path, loss=LossConfig(heads=32, heads_from="laplace"), lora=lora)

@@ -1,4 +1,4 @@
-"""What of a row reaches the loss, by hand; and the choices of the config are those that the registries have."""
+"""How a row's fields enter the loss, by hand; the config's choices are those of the registries."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ BY_HAND = {
 
 
 def batch_of_rows(folder: Path) -> PairBatch:
-    """The rows as they come to the objective: read, tokenised to anything, and collated."""
+    """Return rows as the objective gets them: read, tokenised in some way, and collated."""
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     pairs = load_pairs(str(path)).pairs
@@ -60,7 +60,7 @@ def batch_of_rows(folder: Path) -> PairBatch:
 @pytest.mark.parametrize("name", BY_HAND)
 @pytest.mark.parametrize("weight", [1.0, 3.0])
 def test_a_rows_margin_is_taken_off_its_reward_difference(name: Any, weight: float, tmp_path: Path) -> None:
-    """From the file to the loss: (1.5 of 1.5), none, and .25 of 0; a pair's own margin and no other's."""
+    """From the file to the loss: each pair gets its own margin."""
     objective = Objective(LossConfig(reward_loss=name, reward_weight=weight, policy_ratio=0.0))
     rewards = torch.tensor(REWARDS, dtype=torch.float64).flatten()
     losses = objective(SequenceScores(rewards, None, None), batch_of_rows(tmp_path), None)
@@ -69,7 +69,7 @@ def test_a_rows_margin_is_taken_off_its_reward_difference(name: Any, weight: flo
 
 @pytest.mark.parametrize("name", ["bradley_terry", "plackett_luce"])
 def test_what_length_explains_is_not_the_rewards_to_learn(name: Any, tmp_path: Path) -> None:
-    """Chosen responses have 2 tokens, rejected ones 3: the shorter wins by 1.4 * log(3 / 2) without any reward."""
+    """Chosen responses have 2 tokens, rejected ones 3: with equal rewards the shorter leads by 1.4 * log(3 / 2)."""
     objective = Objective(LossConfig(reward_loss=name, length_control=True, policy_ratio=0.0), -1.4)
     rewards = torch.tensor(REWARDS, dtype=torch.float64).flatten()
     found = objective(SequenceScores(rewards, None, None), batch_of_rows(tmp_path), None)
@@ -90,9 +90,9 @@ def labelled(bias: float, pairs: int = 4000) -> tuple[Any, torch.Tensor]:
 
 @pytest.mark.parametrize("bias", [-0.8, 0.0, 1.2])
 def test_a_built_in_length_bias_is_kept_out_of_the_reward(bias: float) -> None:
-    """A reward that is linear in quality and length: its weights are (1, bias) without control, and about (1, 0) with.
+    """A reward linear in quality and length has weights (1, bias) without control, and about (1, 0) with it.
 
-    A quarter of the bias is left, as log-odds of two causes together are more than those that the fit of one sees.
+    A quarter of the bias remains, because a fit on one of two causes underestimates its log-odds.
     """
     features, responses = labelled(bias)
     pairs = len(features)
@@ -139,7 +139,7 @@ def test_length_that_explains_every_label_is_refused() -> None:
 
 
 def test_each_head_weighs_pairs_at_random_and_alike_in_every_epoch() -> None:
-    """In training by an exponential draw of mean 1, of which a validation takes none."""
+    """Training weighs pairs by exponential draws of mean 1; validation does not."""
     pairs, heads = 3000, 3
     rewards = torch.zeros(2 * pairs, heads, requires_grad=True)
     batch: Any = SimpleNamespace(
@@ -175,7 +175,7 @@ def rankings(folder: Path) -> str:
 
 @pytest.mark.parametrize("margins", [False, True])
 def test_rankings_reach_plackett_luce(margins: bool, tmp_path: Path) -> None:
-    """From the file to the loss, in whatever order the pairs are drawn: a is best of all, c and d beat b, and tie."""
+    """From the file to the loss, for any order of the pairs: a is the best, c and d tie and beat b."""
     options = DataOptions(max_length=64, score_margins=margins)
     encoder = ConversationEncoder(tiny_tokenizer(), 64, "drop")
     dataset = PairDataset(encode_pairs(load_pairs(rankings(tmp_path), options=options).pairs, encoder, options))
@@ -198,7 +198,7 @@ def test_rankings_reach_plackett_luce(margins: bool, tmp_path: Path) -> None:
 
 
 def test_a_run_says_what_length_explains(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Its manifest has the slope that its pairs give, by tokens with those of the template's end."""
+    """The manifest has the slope of the pairs, by tokens including those of the template's ending."""
     model, rows = save_tiny(tmp_path / "model"), tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps(pair.as_row()) + "\n" for pair in some_pairs(12)))
     training = {"max_steps": 2, "per_device_train_batch_size": 4, "use_cpu": True}
@@ -216,7 +216,7 @@ def test_a_run_says_what_length_explains(tmp_path: Path, capfd: pytest.CaptureFi
 
 
 def test_a_run_learns_from_rankings(tmp_path: Path) -> None:
-    """Rewards that are all 0 leave chance: 1 in 4, then twice 1 in 2, over the five pairs of each ranking."""
+    """If all rewards are 0, choices are random: 1 in 4, then twice 1 in 2, over five pairs per ranking."""
     config = {
         "model": str(save_tiny(tmp_path / "model")),
         "data": [rankings(tmp_path)],
@@ -236,7 +236,7 @@ def test_a_run_learns_from_rankings(tmp_path: Path) -> None:
 
 
 def test_the_choices_are_those_of_the_registry() -> None:
-    """A loss that is registered can be chosen, and what can be chosen is registered."""
+    """The losses that can be chosen are exactly the registered ones."""
     assert set(get_args(get_type_hints(LossConfig)["reward_loss"])) == {*REWARD_LOSSES, PLACKETT_LUCE}
 
 

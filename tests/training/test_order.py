@@ -1,4 +1,4 @@
-"""The order of pairs is transformers' own, and known before training, so that only its pairs get references."""
+"""The order of pairs is transformers' own and known before training, so only visited pairs get references."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Half precision: references are computed as the policy is, and rewards do not lose what bfloat16 can't hold."""
+"""Half precision: references use the policy's precision, and rewards are not rounded to bfloat16."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def config(tmp_path: Path) -> TrainConfig:
 
 
 def first_step(config: TrainConfig) -> dict[str, float]:
-    """What a run logs of its first step, which is taken before any weight has moved."""
+    """Return what a run logs for its first step, before any weight has changed."""
     train(config)
     return json.loads((Path(config.out) / "metrics.jsonl").read_text().splitlines()[0])
 
@@ -57,7 +57,7 @@ def in_float32(config: TrainConfig) -> TrainConfig:
 
 @pytest.mark.parametrize("reference", ["precomputed", "frozen_copy"])
 def test_dpo_starts_at_log_two_under_bfloat16(reference: str, config: TrainConfig) -> None:
-    """The policy is its own reference, and both round alike: every log-ratio is 0."""
+    """The policy equals its reference, and both round in the same way: every log-ratio is 0."""
     step = first_step(replace(config, loss=LossConfig(reference=reference)))
     assert step["loss"] == pytest.approx(math.log(2), abs=2e-5)
     assert step["policy/chosen"] == pytest.approx(0, abs=2e-5)
@@ -65,10 +65,10 @@ def test_dpo_starts_at_log_two_under_bfloat16(reference: str, config: TrainConfi
 
 
 def test_a_float32_runs_reference_is_not_taken_for_a_bfloat16_run(config: TrainConfig) -> None:
-    """Both share a cache, weights and token ids; the precision is in the name under which a reference is kept."""
+    """Both share a cache, weights and token ids; the name of a stored reference includes the precision."""
     single = first_step(in_float32(config))
     half = first_step(config)
-    assert abs(half["logps/chosen"] - single["logps/chosen"]) > 1e-3  # else the two could not be told apart
+    assert abs(half["logps/chosen"] - single["logps/chosen"]) > 1e-3  # otherwise the two could not be distinguished
     for step in (single, half):
         assert step["loss"] == pytest.approx(math.log(2), abs=2e-5)
 
@@ -95,7 +95,7 @@ def test_rewards_are_float32_products_under_autocast(model: HybridModel, tmp_pat
         rounded = model.score(states).squeeze(-1)
     assert rewards.dtype == torch.float32
     torch.testing.assert_close(rewards, F.linear(states.float(), model.score.weight).squeeze(-1), rtol=1e-6, atol=1e-6)
-    assert rounded.dtype == torch.bfloat16  # what autocast makes of a head that is left to it
+    assert rounded.dtype == torch.bfloat16  # the result of autocast for the head
     assert (rewards - rounded).abs().max() > 1e-4
 
 

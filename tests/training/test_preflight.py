@@ -1,4 +1,4 @@
-"""What a run needs of its machine is looked at before anything is read."""
+"""The machine's requirements for a run are checked before anything is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pretraining from text: a stock folder, what is learnt, what is held out, and going on after a kill."""
+"""Pretraining from text: a stock folder, training and held-out text, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_base_and_an_instruct_model_are_stock_folders_that_learn(prose: str, t
         assert tokenizer.chat_template
         assert model.lm_head.weight.data_ptr() != model.model.embed_tokens.weight.data_ptr()
     assert pretrain(config(talks, tmp_path / "instruct", model=str(tmp_path / "base"))) == after  # nothing is trained
-    assert not after["config"].keys() & {"shape", "tokenizer_texts", "untie"}  # nothing of them is in the model
+    assert not after["config"].keys() & {"shape", "tokenizer_texts", "untie"}  # the model contains nothing of them
 
 
 def test_responses_alone_are_learnt_and_marked_rows_are_held_out(prose: str, talks: str, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_half_a_tokenizer_is_made_anew(prose: str, tmp_path: Path, monkeypatch: 
 def test_a_run_that_was_killed_at_its_end_takes_no_step_more(
     prose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last checkpoint is of the last step, in the midst of an epoch."""
+    """The last checkpoint is of the last step, in the middle of an epoch."""
     whole = config(prose, tmp_path / "whole", shape=SHAPE, training={"max_steps": 6})
     before = pretrain(whole)
 
@@ -181,7 +181,7 @@ def test_a_run_that_was_killed_at_its_end_takes_no_step_more(
 
 
 def test_steps_are_foretold_as_the_trainer_counts_them(prose: str, tmp_path: Path) -> None:
-    """Four batches at a time, and a rest."""
+    """Four batches at a time, and a remainder."""
     lines: list[str] = []
     arguments = {"max_steps": -1, "num_train_epochs": 2, "gradient_accumulation_steps": 4}
     recipe = pretrain(config(prose, tmp_path / "m", shape=SHAPE, training=arguments), say=lines.append)
@@ -192,7 +192,7 @@ def test_steps_are_foretold_as_the_trainer_counts_them(prose: str, tmp_path: Pat
 
 
 def test_a_document_of_a_tokenizer_without_a_first_token_begins_with_its_words() -> None:
-    """Qwen's has none."""
+    """Qwen's tokenizer has none."""
     tokenizer = tiny_tokenizer()
     tokenizer.bos_token = None
     ids, _ = document_sample("a cat", tokenizer)
@@ -210,7 +210,7 @@ def test_conversations_of_prompt_alone_are_counted(talks: str, tmp_path: Path) -
 def test_what_can_not_be_trained_on_is_a_named_error(prose: str, tmp_path: Path) -> None:
     for row in ({"messages": [{"role": "user", "content": "hi"}]}, {"txt": "hi"}, ["hi"]):
         bad = written(tmp_path / "bad.jsonl", [row])
-        with pytest.raises(DataError, match=r"bad\.jsonl, row 1: a row to pretrain on"):
+        with pytest.raises(DataError, match=r"bad\.jsonl, row 1: a row for pretraining"):
             list(read_texts([bad], held_out=False))
     with pytest.raises(DataError, match="Mark more rows"):
         pretrain(config(written(tmp_path / "all.jsonl", [{"text": "a b c " * 99}]), tmp_path / "o", shape=SHAPE))
@@ -264,7 +264,7 @@ def test_other_text_is_not_taken_for_the_same(prose: str, tmp_path: Path, monkey
                 patch.setattr(pretrain_module, "_finish", killed)
                 pretrain(told)
         Path(prose).write_text(before.replace("cat", "dog"))
-        with pytest.raises(DataError, match=r"prose\.jsonl changed since the model in .* was begun"):
+        with pytest.raises(DataError, match=r"prose\.jsonl changed since the model in .* was started"):
             pretrain(told)
 
 

@@ -1,4 +1,4 @@
-"""A run from its options to its folder: accounts, resuming, refusals."""
+"""A run from its options to its folder: counts, resuming, refusals."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ CONFIG = TrainConfig(
     data_options=DataOptions(max_length=128),
     training=FAST,
 )
-"""Its paths are relative, so that a test can have a copy of what another made."""
+"""Paths are relative, so that tests can copy each other's folders."""
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
-    """The run after it has come to its end, which tests only read."""
+    """The finished run, which tests only read."""
     folder = tmp_path_factory.mktemp("trained")
     shutil.copytree(inputs, folder, dirs_exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
@@ -74,7 +74,7 @@ def trained(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResu
 
 @pytest.fixture
 def config(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
-    """A run that has not begun."""
+    """A run that has not started."""
     shutil.copytree(inputs, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return CONFIG
@@ -82,13 +82,13 @@ def config(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tra
 
 @pytest.fixture
 def finished(config: TrainConfig, trained: TrainResult) -> TrainConfig:
-    """The same, finished."""
+    """A finished copy of the run."""
     shutil.copytree(trained.folder, config.out)
     return config
 
 
 def stopped(config: TrainConfig, **changes: object) -> TrainConfig:
-    """Let a finished run be one that was stopped before its end; changes go into its manifest."""
+    """Turn a finished run into an interrupted one; apply changes to its manifest."""
     path = Path(config.out) / "manifest.json"
     manifest = json.loads(path.read_text()) | {"status": "running"}
     manifest["effective"] |= changes
@@ -202,7 +202,7 @@ def test_early_stopping_stops(config: TrainConfig) -> None:
 
 
 def test_the_best_checkpoint_is_kept(config: TrainConfig) -> None:
-    """A huge step at the end spoils the model; what is saved is from before."""
+    """A huge last step ruins the model; the saved checkpoint is from before."""
     steps = {"max_steps": 6, "eval_steps": 2, "save_steps": 2, "lr_scheduler_type": "constant"}
     result = train(replace(config, best_by="margin", training=config.training | steps))
     manifest = json.loads((Path(config.out) / "manifest.json").read_text())
@@ -215,7 +215,7 @@ def test_the_best_checkpoint_is_kept(config: TrainConfig) -> None:
 def test_the_last_validation_names_the_checkpoint_that_is_kept(
     config: TrainConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """At a rate of 0 no later validation is better than the first; also of a run that was killed at its end."""
+    """At a rate of 0 no later validation beats the first, also in a run that was killed at its end."""
     steps = {"max_steps": 6, "eval_steps": 2, "save_steps": 2, "learning_rate": 0.0}
     config = replace(config, training=config.training | steps)
     for ended in (False, True):
@@ -394,7 +394,7 @@ def test_a_resumed_run_keeps_its_precision(finished: TrainConfig) -> None:
 
 
 def test_resuming_adapters_on_other_weights_is_refused(config: TrainConfig) -> None:
-    """Also where no loss reads a reference: they were trained for weights that have gone."""
+    """This holds even without a reference: the adapters were trained on weights that no longer exist."""
     train(replace(config, method="baseline", lora=LoraOptions(rank=2)))
     config = stopped(replace(config, method="baseline", lora=LoraOptions(rank=2)))
     checkpoint = Path(config.out) / "checkpoint-4"
@@ -408,7 +408,7 @@ def test_resuming_adapters_on_other_weights_is_refused(config: TrainConfig) -> N
 
 
 def test_a_run_that_an_older_hafrm_began_goes_on(finished: TrainConfig) -> None:
-    """It did not note the weights that it began with."""
+    """The manifest did not record the initial weights."""
     config = stopped(finished)
     path = Path(config.out) / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -430,7 +430,7 @@ def test_a_run_that_goes_on_keeps_the_account_of_its_beginning(finished: TrainCo
 
 
 def test_a_loss_that_joins_pairs_keeps_its_parts(config: TrainConfig) -> None:
-    """kto_pair's means are over a part: another token budget would be another loss."""
+    """kto_pair's means are per part, so another token budget would change the loss."""
     config = replace(config, loss=LossConfig(policy_loss="kto_pair"))
     train(config)
     smaller = replace(config, data_options=replace(config.data_options, tokens_per_batch=64))
@@ -505,7 +505,7 @@ def test_a_run_says_what_it_will_do(config: TrainConfig, capfd) -> None:
 
 
 def test_off_topic_pairs_are_of_training_alone_and_resumed(config: TrainConfig, tmp_path: Path, capfd) -> None:
-    """A run that stops at its third step has the weights of one that does not; with another share it is refused."""
+    """A run that stops at its third step resumes to the same weights; with another share it is refused."""
     options = replace(config.data_options, off_topic=0.5)
     whole = replace(config, data_options=options, training=FAST | {"save_steps": 2, "eval_steps": 2})
     train(whole)
@@ -554,14 +554,14 @@ def test_a_run_says_what_it_leaves_out(config: TrainConfig, tmp_path: Path, capf
 
 
 def test_pairs_and_margins_that_teach_nothing_are_told(config: TrainConfig, tmp_path: Path, capfd) -> None:
-    """Truncated to one token, "yes ..." and "yes, ..." are alike; dpo reads no margin."""
+    """Truncated to one token, "yes ..." and "yes, ..." are equal; dpo ignores margins."""
     alike = pair("a question", "yes " * 90 + "good", "yes " * 90 + "bad").as_row()
     rows = [alike, *({**each.as_row(), "margin": 1.5} for each in some_pairs(4))]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     options = replace(config.data_options, max_length=64, overlong="truncate")
     train(replace(config, method="dpo", eval_data=[], data_options=options))
     said = capfd.readouterr().err
-    assert "warning: in 1 training pairs both responses are the same tokens" in said
+    assert "warning: in 1 training pairs both responses have the same tokens" in said
     assert "warning: the rows' margins have no effect" in said
     manifest = json.loads((Path(config.out) / "manifest.json").read_text())
     assert manifest["data"]["train"]["identical_responses"] == 1
@@ -569,7 +569,7 @@ def test_pairs_and_margins_that_teach_nothing_are_told(config: TrainConfig, tmp_
 
 @pytest.mark.parametrize("lora", [LoraOptions(), LoraOptions(rank=2)])
 def test_weights_that_are_not_finite_are_not_saved(lora: LoraOptions, config: TrainConfig) -> None:
-    """A loss tells of them a step later, and after the last step never."""
+    """A loss would show non-finite weights one step later, and after the last step never."""
     broken = config.training | {"max_steps": 1, "adam_epsilon": 0.0}  # 0 / 0 where the gradient is 0
     with pytest.raises(NonFiniteLossError, match=r"weight is not finite after step 1, though losses"):
         train(replace(config, lora=lora, eval_data=[], training=broken))
@@ -586,7 +586,7 @@ def test_prompts_in_training_and_validation_data_are_counted(config: TrainConfig
 
 
 def test_another_projects_revision_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As of an installed package, in an environment that lies in somebody's checkout."""
+    """For an installed package, in an environment inside another project's checkout."""
     (tmp_path / "module.py").touch()
     monkeypatch.setattr("hafrm.training.manifest.__file__", str(tmp_path / "module.py"))
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
@@ -603,7 +603,7 @@ def test_another_projects_revision_is_not_ours(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("disabled", [True, False])
 def test_the_models_dropout_is_an_option(disabled: bool, config: TrainConfig, tmp_path: Path) -> None:
-    """Without dropout the first step's policy loss is that of equal policy and reference, log 2."""
+    """Without dropout, policy and reference are equal in the first step, so its policy loss is log 2."""
     base = save_tiny(tmp_path / "gpt2", "gpt2", resid_pdrop=0.5)
     training = config.training | {"max_steps": 1}
     train(replace(config, model=str(base), disable_dropout=disabled, training=training))
@@ -621,7 +621,7 @@ def test_the_description_names_losses_and_reference(config: TrainConfig) -> None
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_weights(config: TrainConfig, tmp_path: Path) -> None:
-    """kill -9 in mid-run, the same command again: bit for bit the weights of an undisturbed run."""
+    """After kill -9 in mid-run, the same command gives exactly the weights of an undisturbed run."""
     steps = {"max_steps": 16, "save_steps": 2, "eval_steps": 2, "save_total_limit": None}
     command = [sys.executable, "-m", "hafrm", "train", "--model", config.model, "--data", *config.data]
     command += ["--eval_data", *config.eval_data, "--data_options.max_length", "128", "--training.report_to", "[]"]

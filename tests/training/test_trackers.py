@@ -46,7 +46,7 @@ def trackio_runs(folder: Path) -> list[float]:
 
 
 def wandb_runs(folder: Path) -> list[str]:
-    """Their ids: an offline run that is resumed has two folders."""
+    """Return the runs' ids: an offline run that is resumed has two folders."""
     return sorted({path.name.rsplit("-", 1)[1] for path in (folder / "wandb").glob("offline-run-*")})
 
 
@@ -72,7 +72,7 @@ RUNS: dict[str, Callable[[Path], list[Any]]] = {
 
 
 def python(folder: Path, *command: str) -> str:
-    """Run Python where the trackers write into a folder; returns its last line."""
+    """Run Python with trackers that write into a folder; return its last line."""
     environment = {
         "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
@@ -95,7 +95,7 @@ def python(folder: Path, *command: str) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("tracker", RUNS)
 def test_each_training_is_one_run_with_its_last_validation(tracker: str, tmp_path: Path) -> None:
-    """One that is stopped and resumed, then another."""
+    """A training that is stopped and resumed, then another one."""
     if importlib.util.find_spec(tracker) is None:
         pytest.skip(f"needs {tracker}")
     losses = json.loads(python(tmp_path, "-m", "tests.training.tracked_worker", tracker, str(tmp_path)))

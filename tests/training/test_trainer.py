@@ -1,4 +1,4 @@
-"""The trainer: what a step minimises, what it logs, and how it fails."""
+"""The trainer: its loss, its logs, and its errors."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def first_batch(the_trainer: HybridTrainer):
 
 
 def test_the_hybrid_loss_is_the_sum_of_its_parts(base: Path, tmp_path: Path) -> None:
-    """Eq. 5: (1, 0.2) equals the baseline's loss plus 0.2 times DPO's, gradients too."""
+    """Eq. 5: (1, 0.2) equals the baseline's loss plus 0.2 times DPO's, and so do the gradients."""
     losses, gradients = {}, {}
     for name, (reward_weight, policy_ratio) in {"haf": (1, 0.2), "baseline": (1, 0), "dpo": (0, 1)}.items():
         one = trainer(base, tmp_path / name, LossConfig(reward_weight=reward_weight, policy_ratio=policy_ratio))
@@ -113,7 +113,7 @@ def test_the_hybrid_loss_is_the_sum_of_its_parts(base: Path, tmp_path: Path) -> 
 
 
 def test_dpo_starts_at_log_two(base: Path, tmp_path: Path) -> None:
-    """Before the first step the policy is its own reference, so every log-ratio is 0."""
+    """Before the first step the policy equals its reference, so every log-ratio is 0."""
     one = trainer(base, tmp_path, LossConfig(reward_weight=0, policy_ratio=1))
     assert one.compute_loss(one.model, first_batch(one)).item() == pytest.approx(0.693147, abs=1e-5)
 
@@ -200,7 +200,7 @@ def test_a_loss_that_is_not_finite_names_its_rows(base: Path, tmp_path: Path) ->
 
 
 def test_packed_and_padded_batches_make_the_same_run(base: Path, tmp_path: Path) -> None:
-    """The layout changes no loss, no gradient and so no weight, to rounding."""
+    """Up to rounding, the layout changes no loss, gradient or weight."""
     packed = trainer(base, tmp_path / "packed", LossConfig(), max_steps=5)
     padded = trainer(base, tmp_path / "padded", LossConfig(), max_steps=5, choice="padded")
     assert first_batch(packed).sequences.segments is not None
@@ -212,7 +212,7 @@ def test_packed_and_padded_batches_make_the_same_run(base: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("choice", ["auto", "padded"])
 def test_a_token_budget_changes_no_step(choice: str, base: Path, tmp_path: Path) -> None:
-    """A step cut into many parts is the step: same loss, same weights, same logs, to rounding."""
+    """A step cut into many parts gives the same loss, weights and logs up to rounding."""
     whole = trainer(base, tmp_path / "whole", LossConfig(), choice=choice, logging_steps=1)
     parts = trainer(base, tmp_path / "parts", LossConfig(), choice=choice, logging_steps=1, tokens_per_batch=100)
     cut = parts.data_collator([parts.train_dataset[i] for i in range(4)])
@@ -237,7 +237,7 @@ def test_recomputed_activations_change_no_gradient(lora: LoraOptions, base: Path
 
 
 def test_bfloat16_stays_near_float32(base: Path, tmp_path: Path) -> None:
-    """Autocast on packed rows: the loss of a step moves by rounding only."""
+    """Autocast on packed rows changes the loss of a step only by rounding."""
     losses = {}
     for bf16 in (False, True):
         one = trainer(base, tmp_path / str(bf16), LossConfig(), bf16=bf16, logging_steps=1, max_steps=2)
@@ -250,7 +250,7 @@ def test_bfloat16_stays_near_float32(base: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch.compile has several of its own
 def test_a_compiled_model_makes_the_same_run(base: Path, tmp_path: Path) -> None:
-    """`--training.torch_compile true` on packed rows, whose layout is another at every step."""
+    """`--training.torch_compile true` on packed rows, whose layout changes at every step."""
     plain = trainer(base, tmp_path / "plain", LossConfig(), max_steps=3)
     compiled = trainer(base, tmp_path / "compiled", LossConfig(), max_steps=3, torch_compile_backend="aot_eager")
     plain.train()

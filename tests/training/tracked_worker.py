@@ -1,4 +1,4 @@
-"""What `test_trackers.py` has tracked: a training that is stopped and resumed, then another one.
+"""Trainings for `test_trackers.py`: one that is stopped and resumed, then another one.
 
     python -m tests.training.tracked_worker TRACKER FOLDER
 

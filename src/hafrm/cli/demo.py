@@ -32,7 +32,7 @@ EVALUATION = "evaluation"
 """The folder of the scores and the page in the demo's folder."""
 
 _PRETRAINING_STEPS = {"base_steps": 240, "instruct_steps": 240}
-"""About half of those of `hafrm reproduce --scale world`, to save time."""
+"""About half as many as for `hafrm reproduce --scale world`, to save time."""
 
 _METHODS: tuple[Method, ...] = ("haf", "baseline", "dpo")
 _TEST_PAIRS = 300
@@ -92,7 +92,7 @@ class _Stage:
     title: str
     work: Callable[[], object]
     seconds: float
-    """Expected time on two idle cores; 0 if an earlier demo has done it."""
+    """Expected time on two idle cores; 0 if an earlier demo has completed this stage."""
 
 
 def _stages(config: DemoConfig) -> list[_Stage]:
@@ -149,7 +149,7 @@ def _pretrain(make: Callable[..., Path]) -> None:
 
 
 def _require_same_demo(config: TrainConfig) -> None:
-    """Raise rather than present the run of a demo with other options."""
+    """Raise if a run belongs to a demo with other options, rather than present it."""
     from hafrm.training.manifest import changed_options, read_manifest, refuse_other_options
 
     manifest = read_manifest(Path(config.out))

@@ -46,6 +46,8 @@ def run(args: Namespace) -> None:
     if watch.found:
         return
     if watch.pairs < FIRST_LOOK:
-        console.print(f"{config.run} has trained on {watch.pairs} pairs so far: {FIRST_LOOK} are needed to tell.")
+        console.print(
+            f"{config.run} has trained on {watch.pairs} pairs so far: at least {FIRST_LOOK} are needed for a verdict."
+        )
     else:
         console.print(f"No sign that {config.run} does not learn, in {watch.pairs:,} pairs.")

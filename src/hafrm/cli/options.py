@@ -25,7 +25,7 @@ from hafrm.models.sources import require_place
 Options = TypeVar("Options")
 
 _ADDRESS = re.compile(r"[\w.-]+:\d+(/.*)?")
-"""The address of a server without its protocol, `localhost:8000`, which no model's name can be."""
+"""Matches a server's address without its protocol, such as `localhost:8000`, which can't be a model's name."""
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -105,7 +105,7 @@ def options_of(
         parser: The command's parser.
         args: What it parsed.
         models: Fields that name models: folders that don't exist are refused before torch is loaded.
-        data: Fields with data names, which are checked as early.
+        data: Fields with data names, which are also checked before torch is loaded.
         made: Values of fields that were not parsed.
     """
     _refuse_nameless(args, [*models, *data, "out"])
@@ -121,14 +121,14 @@ def options_of(
 
 
 def _named(args: Namespace, options: Sequence[str]) -> Iterator[str]:
-    """Yield the names that options hold, one or several each."""
+    """Yield the names in these options, each of which has one or several."""
     for option in options:
         value = args.get(option)
         yield from [value] if isinstance(value, str) else value or []
 
 
 def _refuse_nameless(args: Namespace, places: Sequence[str]) -> None:
-    """Refuse texts that no file name can be: with a zero byte, which no option means, or empty.
+    """Raise for values that can't be file names: empty ones, or those with a zero byte.
 
     Args:
         args: The parsed options.

@@ -1,6 +1,6 @@
 """The parser of a command: dashes or underscores in names, flags without values, and errors in one line.
 
-jsonargparse parses; this module prepares the words that it gets and rewords what it refuses.
+jsonargparse does the parsing; this module prepares its input and rewrites its error messages.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Parser(ArgumentParser):
         return name not in self.names() and (following is None or following.startswith("--"))
 
     def names(self) -> dict[str, Any]:
-        """Return all options with their types, `--loss.beta`; open mappings take further names."""
+        """Return all options, such as `--loss.beta`, with their types; open mappings accept additional names."""
         found: dict[str, Any] = {}
         for name, action in self._option_string_actions.items():
             if name.startswith("--") and action.help != argparse.SUPPRESS and ".help" not in name:
@@ -122,7 +122,7 @@ class Parser(ArgumentParser):
         self.error(f"there is no option {name}.{self._suggestion(name.removeprefix('--'))}")
 
     def _suggestion(self, name: str) -> str:
-        """Suggest options for an unknown one, near by the whole name or by its last part; empty if none is near."""
+        """Suggest options whose whole name or last part is similar to an unknown one; empty if there are none."""
         known = [each.removeprefix("--") for each in self.names() if not each.endswith("+")]  # `--name+` appends
         if "training" in known:
             known += [f"training.{field}" for field in training_fields()]
@@ -137,7 +137,7 @@ class Parser(ArgumentParser):
         return f" Did you mean {' or '.join(f'--{each}' for each in near[:3])}?" if near else ""
 
     def _apply_actions(self, cfg: Any, *args: Any, **kwargs: Any) -> Any:
-        """Read a file's or dictionary's `data: train.jsonl` as a list of one, where an option takes several values."""
+        """Read `data: train.jsonl`, in a file or dictionary, as a list of one if the option takes several values."""
         if isinstance(cfg, dict):
             several = {action.dest for action in self._actions if action.nargs == "+" or _has_list(action)}
             cfg = {
@@ -224,7 +224,7 @@ def _is_open(kind: Any) -> bool:
 
 
 def _written_list(items: Sequence[str]) -> str:
-    """Write words as the list that jsonargparse reads; the only word may already be one, or hold commas."""
+    """Write words as the list that jsonargparse reads; a single word may already be a list, or contain commas."""
     if len(items) == 1 and items[0].lstrip().startswith("["):
         return items[0]
     return f"[{', '.join(each.strip(' ,') for each in items)}]"

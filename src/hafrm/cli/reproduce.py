@@ -47,7 +47,7 @@ class ReproduceConfig:
 
     scale: ScaleName = "world"
     """`world` needs nothing, `small` a backbone and files, `paper` the paper's models, sets and a GPU; --dry_run says
-    of what memory.
+    how much GPU memory.
     """
 
     out: str = "reproduction"
@@ -175,7 +175,7 @@ class ReproduceConfig:
         return ""
 
     def _check_values(self) -> None:
-        """Raise for values that are out of range, unknown, or given twice."""
+        """Raise if a value is out of range, unknown, or given twice."""
         self.overrides()
         if any(not 0 <= seed < 2**32 for seed in self.seeds):
             raise ConfigError(f"seeds must be from 0 to 2^32 - 1, got {', '.join(map(str, self.seeds))}")
@@ -196,7 +196,7 @@ class ReproduceConfig:
                 raise ConfigError(f"{option.name}: {', '.join(map(str, values))} names one twice.")
 
     def _known_parts(self) -> Collection[str]:
-        """Return the study's parts to run, of the study alone; raise for an unknown one."""
+        """Return the parts of the study to run, empty for other experiments; raise for an unknown part."""
         if self.name != "study":
             return ()
         from hafrm.paper.plans import PARTS

@@ -1,7 +1,7 @@
 """Find problems in a set of pairs.
 
-Pure functions from pairs and their loading report to findings. The severity is "error" if pairs are unusable as labels
-or for tests (they express no preference, or contain a test prompt), and "warning" if they may mislead.
+Pure functions that compute findings from pairs and their loading report. The severity is "error" if pairs are unusable
+as labels or for tests (they express no preference, or contain a test prompt), and "warning" if they may mislead.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Forms of preference data: which columns of other programs' files and published sets mean what.
 
-A form turns a row in its own columns into rows of the contract (see `hafrm.contract`): one for a pair, several for a
-ranking. Columns that it does not use are passed on. `FORMS` lists the forms in the order in which they are compared
-with a source; the first one that fits is the source's.
+A form converts a row with its own columns to rows of the contract (see `hafrm.contract`): one for a pair, several for a
+ranking. Columns that it does not use are passed on. `FORMS` lists the forms in the order in which they are tried on a
+source; the first match is used.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Form:
         return [name for name in self.columns if row.get(name) is None]
 
     def rows(self, row: Row) -> Iterator[Outcome]:
-        """Yield the rows of the contract that a row stands for, with its other columns, or a `Drop` for each tie."""
+        """Yield the rows of the contract that a row represents, with its other columns, or a `Drop` for each tie."""
         found = self.to_rows(row)
         used = {*self.columns, *self.optional} - {"prompt", "response", *_PAIR}
         rest = {name: value for name, value in row.fields.items() if self.columns and name not in used}
@@ -257,7 +257,7 @@ def _stanford_shp(row: Row) -> Fields:
 
 
 def _preferred_by_strength(prompt: str, first: str, second: str, strength: str) -> Callable[[Row], Outcome]:
-    """Convert two responses and a number: negative if the first is better, 0 for a tie, its size how much better."""
+    """Convert two responses and a number, which is negative if the first is better and 0 for a tie."""
 
     def to_row(row: Row) -> Outcome:
         preference = row.required_number(strength)

@@ -260,7 +260,7 @@ def row_mapping(options: ReadOptions, forms: Sequence[Form] = FORMS) -> Callable
         forms: The forms that are recognised; rows in others are returned as they are.
 
     Returns:
-        The function; it raises BadRowError if a row stands for another number of rows, as a ranking does.
+        The function; it raises BadRowError if a row does not represent exactly one row, as for a ranking.
     """
     mapping = user_mapping(options.mapping) if options.mapping else None
 

@@ -19,7 +19,7 @@ _CHUNK = 1024
 """Pairs read ahead. Responses are drawn from these and the chunk before, so that no source is held in memory."""
 
 _TRIES = 100
-"""Draws of a response before a pair is left without: nearly all of those around it answer the same prompt."""
+"""Number of draws after which a pair gets no off-topic pair: nearly all responses around it answer the same prompt."""
 
 
 def with_off_topic(
@@ -33,7 +33,7 @@ def with_off_topic(
     Args:
         pairs: The pairs of one source.
         report: The source's report, in which off-topic pairs are counted.
-        share: Share of the pairs that are followed by one, from 0 to 1.
+        share: Share of the pairs, from 0 to 1, to each of which an off-topic pair is added.
         seed: Seed of the draws, which depend on nothing else but the pairs.
 
     Raises:

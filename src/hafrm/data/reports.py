@@ -51,7 +51,7 @@ class SourceReport:
     kept: int = 0
     """Pairs kept."""
     off_topic: int = 0
-    """Pairs that `data_options.off_topic` added to these, before any is left out for its length."""
+    """Pairs that `data_options.off_topic` added, including those that are later left out for their length."""
     skipped: dict[str, int] = field(default_factory=dict)
     """Number of bad rows skipped, by `BadRowReason`."""
     dropped: dict[str, int] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """Statistics of a set of pairs: the paper's Table 1, and how well length predicts the label.
 
-Pure functions from pairs (and their token ids) to numbers. A "QA" is one prompt with one response; a pair has two, and
-the paper's "per QA" is the mean over both.
+Pure functions that compute numbers from pairs (and their token ids). A "QA" is one prompt with one response; a pair has
+two, and the paper's "per QA" is the mean over both.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 Divided rewards are in `token_rewards`, or `token_rewards_chosen` and `token_rewards_rejected`: an object with `turns`,
 for each message of the response its text in pieces, each with its part of the reward or null; `template`, the part of
-the chat template's tokens; and `reward`, the whole reward. What is missing to it is the reward head's part, or, if that
-head alone scores, its reward of an empty response: each token's part is its change of the reward so far.
+the chat template's tokens; and `reward`, the whole reward. The parts may not add up to `reward`; the rest is the reward
+head's part. If only the reward head scores, each token's part is how much it changes the reward so far, and the rest is
+the reward of an empty response.
 
 Every row is written, in order, with all its fields except the results of an earlier scoring. If a row has no reward,
 `unscored` says why.

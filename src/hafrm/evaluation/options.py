@@ -144,7 +144,7 @@ class ScoreConfig(ScorerChoice):
         if self.out is not None and (atomic.resolved(Path(self.out)).is_dir() or self.out.lower().endswith(".parquet")):
             raise ConfigError(f"--out {self.out}: the output is JSON lines. Give a file such as scored.jsonl.")
         if self.tokens and is_server(self.model):
-            raise ConfigError("tokens: score with the model itself, or request them of the server with `tokens`.")
+            raise ConfigError("tokens: score with the model itself, or request them from the server with `tokens`.")
         self.shard_bounds(0)
 
     def shard_bounds(self, rows: int) -> tuple[int, int]:

@@ -1,8 +1,9 @@
 """Bias probes: whether changes that make a response no better raise its reward.
 
-Each probe changes the worse response of a pair. Reported are the change of its reward, in the model's own unit and
-relative to the typical gap between the pair's responses, and how many pairs that the model ranks rightly it then ranks
-wrongly. All numbers compare the same pairs with and without the change, with 95% bootstrap intervals over prompts.
+Each probe changes the worse response of a pair. A probe reports how much the reward changes, in the model's own unit
+and relative to the typical gap between the responses of a pair, and how many pairs that the model ranks rightly it then
+ranks wrongly. All numbers compare the same pairs with and without the change, with 95% bootstrap intervals over
+prompts.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from hafrm.rewards import load_reward
 from hafrm.stats import Interval, bootstrap_interval, paired_bootstrap
 
 Change = Callable[[str], str]
-"""From a response's text to the changed text; an equal text means that the change does not apply."""
+"""Function that changes a response's text; it returns the same text if the change does not apply."""
 
 _CONTRACTIONS = {
     "do not": "don't",

@@ -187,7 +187,7 @@ def _states_log_odds(model: str, choice: ScorerChoice) -> bool:
 
 
 def _summary(found: ItemSet, lists: Sequence[ListScore], name: str) -> dict[str, Any]:
-    """Summarise a suite, with a bag of words beside the models."""
+    """Summarise a suite, with a bag of words next to the models."""
     words = cross_fitted(found.items, [item.correct for item in found.items])
     return summarise_suite(found.suite, [each for each in lists if each.data == name], words)
 
@@ -200,7 +200,7 @@ def _leaderboard_type(model: str, choice: ScorerChoice) -> str:
 
 
 def _run_info(model: str) -> RunInfo | None:
-    """Return what a run's folder says of itself; None for other models."""
+    """Return the information in a run's folder; None for other models."""
     return None if is_server(model) or not (Path(model) / RUN_FILE).is_file() else RunInfo.load(Path(model))
 
 

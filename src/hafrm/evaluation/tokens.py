@@ -1,4 +1,4 @@
-"""Compute numbers of the tokens of each model's worst mistakes, for models with a policy head and a reference policy.
+"""Compute values for each token of each model's worst mistakes, for models with a policy head and a reference policy.
 
 These are the policy head's log-ratios and, if the model has a trained reward head, its reward of the response so far.
 
@@ -48,7 +48,7 @@ _CHUNK = 8
 _NO_TOKENS = "`--token_log_ratios 0` skips them."
 
 _FORMAT = 2
-"""Part of every digest; increase it when lines say more."""
+"""Part of every digest; increase it when lines get more fields."""
 
 _Key = tuple[str, str, str, str]
 """Digest of what a line depends on, model, data set and pair."""

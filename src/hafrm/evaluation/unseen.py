@@ -37,7 +37,7 @@ class _Split:
     def shares_pairs(self, other: _Split, *, one_seed: bool) -> bool:
         """Return whether this split and another can share pairs; `one_seed` means that both are drawn with equal seeds.
 
-        Two names of one source select different pairs, so even equal seeds don't draw the same prompts for both.
+        Names that select different pairs of one source get different draws, even with equal seeds.
         """
         if _data(self.source) != _data(other.source) or self.brought != other.brought:
             return False

@@ -31,9 +31,9 @@ _PENALTY = 10.0
 _FOLDS = 5
 _MOST = 20_000
 FITTED_ON = f"fitted on the other four fifths of the same rows, drawn by prompt (of {_MOST:,} rows at most)"
-"""What the bag of words beside an evaluation is fitted on."""
+"""What the bag of words in an evaluation is fitted on."""
 _FEWEST = 50
-"""Minimum number of rows for the bag of words beside an evaluation."""
+"""Minimum number of rows for the bag of words in an evaluation."""
 
 
 class Compared(Protocol):
@@ -133,7 +133,7 @@ def best_fit(x: sparse.csr_array | Floats, held_out: sparse.csr_array | Floats, 
         penalties: Candidate weights of the squared norm; ties go to the larger one.
     """
     fits = [_fit(x, penalty) for penalty in sorted(penalties, reverse=True)]
-    return max(fits, key=lambda weights: accuracy(held_out @ weights).value)  # of equals the first: the larger penalty
+    return max(fits, key=lambda weights: accuracy(held_out @ weights).value)  # ties go to the larger penalty
 
 
 def _counts(response: Sequence[Message]) -> Counter[str]:

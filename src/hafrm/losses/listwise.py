@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 def plackett_luce_loss(chosen: Tensor, rejected: Tensor, winners: Tensor, *, margin: Tensor | None = None) -> Tensor:
     """Compute the negative log-likelihood of rankings under the Plackett-Luce model.
 
-    Each response that won a pair was chosen among itself and the responses that lost to it, with probability
+    Each response that won a pair is treated as chosen from itself and the responses that lost to it, with probability
     exp(r) / (exp(r) + sum of exp(r_lost)). If the pairs are all those of a ranking, these choices are the stages of
-    Plackett-Luce: best of all, best of the rest, and so on. Tied responses, which form no pair, are each chosen among
-    themselves and all below. The choice of a response with one pair is Bradley-Terry's.
+    Plackett-Luce: best of all, best of the rest, and so on. Tied responses, which form no pair, are each chosen from
+    themselves and all responses below. With a single pair, this is the Bradley-Terry loss.
 
     Args:
         chosen: Rewards of the preferred responses, [B].

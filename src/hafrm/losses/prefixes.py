@@ -17,14 +17,14 @@ def consistency_loss(
 
     d_t is the probability that the label is right according to the prefix that ends at token t: the sigmoid of its
     reward's lead over the mean prefix reward of the other response, or of its lag if the response is the rejected one.
-    Neighbouring prefixes teach each other, the more the likelier the token between them:
+    The rewards of neighbouring prefixes are pulled together, the more strongly the likelier the token between them:
 
         sum over t of p(t + 1) * -(d_(t+1) * log d_t + d_t * log d_(t+1)) / 2, divided by the sum of p(t + 1)
 
     where factors outside the logarithms, the other response's mean and p, the probability of token t + 1 under the
-    policy, have no gradient. A pair's loss is the mean over its two responses. The form is that of the authors' code,
-    with four differences: p is of the policy head in training instead of a separate, frozen generator; it is not
-    scaled; means are over response tokens alone; and sums are divided by the response's own sum of p instead of a
+    policy, have no gradient. A pair's loss is the mean over its two responses. The formula is that of the authors'
+    code, with four differences: p comes from the policy head in training instead of a separate, frozen generator; it is
+    not scaled; means are only over response tokens; and sums are divided by the response's own sum of p instead of a
     running mean over batches, so that a pair's loss does not depend on other pairs.
 
     Args:

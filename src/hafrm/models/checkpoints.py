@@ -4,7 +4,7 @@
 classifier's name for its head), so the folder loads as `AutoModelForCausalLM` and as
 `AutoModelForSequenceClassification`; each class only reports the other's head as unexpected. An untrained reward head
 is not saved, nor is an LM head that the model never had. Several reward heads are saved twice: their mean as the reward
-head, and all of them under a name of their own. `hafrm.json` describes training and scoring and contains the
+head, and all of them under a separate name. `hafrm.json` describes training and scoring and contains the
 other files' checksums: checkpoints with changed files are refused, and weights are only read from safetensors. A LoRA
 run's final folder contains the merged weights, in float32, and the adapters, in `adapter/`; its intermediate
 checkpoints contain only the adapters.
@@ -53,7 +53,7 @@ _WRITERS = (
     "Parent directory",
     "cannot be opened",
 )
-"""Words in the errors of safetensors' and torch's writers, which have no type of their own."""
+"""Words in the errors of safetensors' and torch's writers, which have no specific type."""
 
 
 def save_run(model: HybridModel, tokenizer: Any, info: RunInfo, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Reward models with classes of their own: loaded by `--trust_remote_code`, and read through one adapter.
+"""Reward models with custom classes: loaded with `--trust_remote_code`, and read through one adapter.
 
 The model's config names its class in `auto_map`. The class is called with `input_ids` and `attention_mask`, padded on
 the right, and its reward is read from what it returns, the first of these that exists:
@@ -38,7 +38,7 @@ _KIND = "reward model"
 
 
 def own_class(model: str) -> str | None:
-    """Return the Auto class that loads a reward model by code of its own; None if the model has none.
+    """Return the Auto class that loads a reward model with its own code; None if the model has none.
 
     A class counts if the config names it as the architecture and in `auto_map`, if transformers has none of
     its name, and if it is not a causal LM.
@@ -66,7 +66,7 @@ def own_class_refused(model: str) -> ModelError:
 
 
 def load_own_class(model: str, auto: str, tokenizer: Any, dtype: torch.dtype | None) -> PreTrainedModel:
-    """Load a reward model by code of its own, which is run.
+    """Load a reward model by running the code that comes with it.
 
     Raises:
         ModelError: the model can't be loaded.
@@ -79,7 +79,7 @@ def load_own_class(model: str, auto: str, tokenizer: Any, dtype: torch.dtype | N
 
 
 class OwnClassScorer(BatchedScorer):
-    """Rewards of a model with a class of its own."""
+    """Rewards of a model with a custom class."""
 
     def __init__(self, model: nn.Module, encoder: ConversationEncoder, layout: Layout, options: ScoreOptions) -> None:
         super().__init__(encoder, layout, options)

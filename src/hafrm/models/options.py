@@ -116,7 +116,7 @@ class ScoreOptions:
     """`drop` gives over-long conversations no reward, `truncate` cuts them. Default: the run's value."""
 
     objective: int | None = None
-    """For a reward model of several objectives with a class of its own: the one to score with, counted from 0."""
+    """For a reward model with a custom class and several objectives: the one to score with, counted from 0."""
 
     pessimism: float = option(0.0, least=0)
     """For a run with several reward heads (`loss.heads`): subtract this many standard errors, the spread of the heads,

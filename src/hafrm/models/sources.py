@@ -36,7 +36,7 @@ def require_place(model: str) -> None:
 
     Raises:
         ModelError: there is no such folder, and the message suggests similar ones in the same place; or the folder
-            contains models in folders of their own.
+        contains models in subfolders.
     """
     path = Path(model)
     if path.exists():

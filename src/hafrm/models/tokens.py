@@ -1,7 +1,7 @@
 """Per-token numbers aligned with a response's text, which is split into pieces, each with the number of its token.
 
 Tokens are not simply pieces of text: a character may be split over several tokens, a tokenizer may exclude spaces from
-a token's offsets, and a chat template adds text of its own. Therefore a token's text extends from the end of the
+a token's offsets, and a chat template adds its own text. Therefore a token's text extends from the end of the
 previous token to its own end; a token without remaining text, because it completes a character, adds its number to the
 previous piece; and everything outside the messages belongs to the template. A reward of the response so far replaces
 that of the previous piece instead.

@@ -11,7 +11,7 @@ One pipeline, from data to pages; each module imports only those above it:
     plans        what to run, as data: parts of rows and columns, scorings, plans
     resources    disk and memory of runs, from the architecture of backbones
     costs        estimated seconds of runs and scorings
-    record       what lasts of a study: its journal, and results without weights and texts
+    record       the permanent record of a study: its journal, and results without weights and texts
     stages       the study's order of work: choice of learning rates, what is missing
     frozen       a reward head fitted on a frozen backbone
     executor     training and scoring what is missing

@@ -231,7 +231,7 @@ def _transfer_header(sets: Sequence[str]) -> tuple[Cell, ...]:
 
 
 def _transfer_relations(job: Job, backbone: str, grids: Mapping[str, Grid]) -> list[Relation]:
-    """For each rival, compare per training set (averaged over its test sets) and averaged over training sets."""
+    """Compare HAF with each rival, per training set (averaged over its test sets) and over all training sets."""
     rows = {(row.backbone, row.source): row for row in numbers.TABLE_3}
     printed = rows.get((job.scale.backbone(backbone).paper_name or "", "internal"))
 

@@ -204,7 +204,7 @@ _More = tuple[dict[str, Any], list[Table]]
 
 
 def _pays_for_length(job: Job, scores: Scores) -> _More:
-    """Measure what rewards pay for length among equally good responses, the length probe, and what is on topic."""
+    """Measure what rewards pay for length if quality is equal, the length probe, and rewards off topic."""
     trained = job.sets[0]
     data = job.scale.sets[trained].test
     pairs = pairs_of(data, "test")[:_PROBED]

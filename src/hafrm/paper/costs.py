@@ -40,13 +40,13 @@ _SAMPLE = 64
 """Pairs per set that are encoded to estimate lengths."""
 
 _PROMPT = 64
-"""Tokens of a prompt that is answered, roughly."""
+"""Approximate number of tokens in a prompt."""
 
 _AT_ONCE = 32
 """Responses that are sampled at a time."""
 
 QUESTION = 2.0
-"""Seconds until an endpoint has answered a question to a judge, roughly."""
+"""Approximate number of seconds in which an endpoint answers a judge's question."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class _SetSize:
     tokens: float
     """Mean tokens per pair, counting its prompt once."""
     responses: float
-    """Mean response tokens per pair, which a policy loss reads."""
+    """Mean number of response tokens per pair, which a policy loss processes."""
 
 
 class Costs:

@@ -60,7 +60,7 @@ class Duel:
     wins: Mapping[int, tuple[float, ...]]
     """By step: per prompt, the share of seeds in which HAF's answer has the larger true reward; ties count one half."""
     undecided: Mapping[int, tuple[int, int]]
-    """By step, over prompts and seeds: duels that count one half, and those of them without a verdict."""
+    """By step, over prompts and seeds: duels that count one half, and how many of these lack a verdict."""
 
     @cached_property
     def win_rates(self) -> dict[int, tuple[float, Interval | None]]:

@@ -314,7 +314,7 @@ class Worker:
                 shutil.rmtree(folder)
 
     def _drop_other_rates(self, search: Stage) -> None:
-        """Delete the runs of rates that were not chosen, if the study keeps results alone."""
+        """Delete the runs of rates that were not chosen, if the study keeps only results."""
         at = at_chosen_rates(self.job, search.backbone)
         for todo in search.todos if self.job.keep is not None and at is not None else ():
             if at is not None and todo.recorded and todo.folder != todo.run.folder(at):

@@ -66,7 +66,7 @@ def _find_study(job: Job) -> Findings:
 
 EXPERIMENTS: Mapping[str, Experiment] = {
     "table1": Experiment(
-        "sizes of the sets, before and after the draw of validation pairs",
+        "sizes of the sets, before and after drawing validation pairs",
         _late("settings.plan_sets"),
         _late("settings.find_sets"),
         trains=False,
@@ -96,7 +96,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         "how widely perplexities spread", _plan_nothing, _late("probes.perplexity.find"), trains=False
     ),
     "table7": Experiment(
-        "what that foretells of DPO",
+        "whether that predicts where DPO falls behind",
         _late("probes.perplexity.plan_correlation"),
         _late("probes.perplexity.find_correlation"),
     ),

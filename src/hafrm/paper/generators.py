@@ -1,8 +1,8 @@
 """Policy heads as generators: does HAF's write better than DPO's at the same distance from the start? Not in the paper.
 
-HAF keeps the policy head that it trains beside the reward head. A policy that moves further from its start usually wins
-more and drifts more, and HAF's small policy loss moves it less, so checkpoints are compared at equal KL: each run's
-values are interpolated between its checkpoints.
+HAF keeps the policy head that it trains next to the reward head. A policy that moves further from its start usually
+wins more and drifts more, and HAF's small policy loss moves it less, so checkpoints are compared at equal KL: each
+run's values are interpolated between its checkpoints.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _WAYS: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "HAF": ({"method": "haf"}, "haf"),
     "HAF, ratio 1": ({"method": "haf", "policy_ratio": 1.0}, "haf dash1"),
 }
-"""Options of the runs, and the style of curves. Ratio 1 has DPO's whole loss beside the reward loss; it is left out
-outside the world, where a run takes long.
+"""Options of the runs, and the style of curves. Ratio 1 adds DPO's full loss to the reward loss; it is only used in the
+world, because other runs take long.
 """
 
 _PAIRS = (("HAF", "DPO"), ("HAF, ratio 1", "DPO"))

@@ -1,8 +1,8 @@
 """Over-optimisation by best-of-N, and what standard errors of rewards do about it. Not in the paper.
 
 The more responses a reward model chooses from, the more its choice exploits the model's errors, and the less of the
-gain in its own reward is one in the true reward (Gao et al., 2023). A run with several heads estimates how uncertain a
-reward is, so it can choose by a lower confidence bound. Compared are one head, the mean of several, and two bounds.
+gain in its own reward is a gain in true reward (Gao et al., 2023). A run with several heads estimates how uncertain a
+reward is, so it can choose by a lower confidence bound. We compare one head, the mean of several, and two bounds.
 """
 
 from __future__ import annotations

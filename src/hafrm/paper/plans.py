@@ -1,7 +1,7 @@
 """What to run, as data: which models an experiment trains, on which sets, and where they are scored.
 
 A `Part` compares rows (methods, losses, heads, ...) over columns (test sets). Tables 2 and 3 and Figure 3 are parts
-whose three methods are scored together; in the study every run of a part is scored by itself, so that runs may fail or
+whose three methods are scored together; in the study every run of a part is scored separately, so that runs may fail or
 be missing. To add a comparison, add an entry to `PARTS`.
 """
 
@@ -25,7 +25,7 @@ WORDS = "words"
 """Row, and model name, of the bag-of-words baseline."""
 
 FROZEN = "frozen"
-"""Row, and model name, of the backbone whose reward head alone is fitted."""
+"""Row, and model name, of the frozen backbone, of which only the reward head is fitted."""
 
 RATIOS = (-0.2, 0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
 """Policy-loss weights of Figure 6; 0 is the baseline, 0.2 the HAF of all other experiments."""
@@ -48,7 +48,7 @@ class Scoring:
         return f"{first.backbone}/{'+'.join(first.sets)}-seed{first.seed}/on-{'+'.join(self.tested_on)}"
 
     def folder(self, job: Job) -> Path:
-        """Return the folder of the scores. That of a single run mirrors the run's, so that each rate has its own."""
+        """Return the folder of the scores; for a single run it mirrors the run's, so each rate has a separate one."""
         if len(self.runs) > 1:
             return job.root / "evaluations" / self.name
         run = self.runs[0].folder(job).relative_to(job.root / "runs")
@@ -87,7 +87,7 @@ class Scoring:
 
 @dataclass(frozen=True, kw_only=True)
 class Responses:
-    """Responses that are sampled, scored and judged while the findings are built, for the estimate of its time."""
+    """Responses to sample, score and judge while the findings are built; used to estimate the time."""
 
     made: str
     """A file that exists once this is done: a glob pattern, relative to the job's root."""
@@ -287,7 +287,7 @@ class Cell:
 
 
 def cells(job: Job, part: str, backbone: str) -> Iterator[Cell]:
-    """Yield the cells of a part on one backbone, each run scored by itself; a seed's sets precede the next seed."""
+    """Yield the cells of a part on one backbone, each run scored separately; a seed's sets precede the next seed."""
     of = PARTS[part]
     for seed in job.seeds:
         for trained_on, tested_on in groups(of.design, job.sets):

@@ -154,7 +154,7 @@ def _files(folder: Path, name: str) -> SetFiles:
 
 
 def _limited(files: SetFiles, validation: int | None, test: int | None) -> SetFiles:
-    """Take at most so many validation and test pairs of a set, drawn at random, always the same."""
+    """Limit the validation and test pairs of a set; they are drawn at random, always the same ones."""
 
     def share(name: str, most: int | None) -> str:
         if most is None:

@@ -1,8 +1,8 @@
-"""What lasts of a study: its journal and the results of its runs, without weights and without texts.
+"""The permanent record of a study: its journal and the results of its runs, without weights or texts.
 
 Both are files of JSON lines in the study's folder, which a repository can keep: several processes append to them, lines
 are never changed, and a line that a kill left incomplete is skipped. The study's numbers are computed from them alone,
-and what is recorded is not done again, on this machine or on another.
+and recorded work is not repeated, on this machine or another.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _Lines:
                 file.write(line[written:])  # raises if the disk is full
 
     def _ends_whole(self) -> bool:
-        """Return whether the last line is complete. Two writers may both end it: readers skip the empty line."""
+        """Return whether the last line is complete. If two writers both end it, readers skip the empty line."""
         if not self.length:
             return True
         with self.path.open("rb") as file:
@@ -176,7 +176,8 @@ class Record:
     def changes(self, run: str, options: Mapping[str, Any]) -> str:
         """Describe the options and data in which a recorded run differs; empty if it does not, or is not recorded.
 
-        Options that only one of the two versions of hafrm has are ignored: a record outlives versions.
+        Options that only one of the two versions of hafrm has are ignored, because a record may be from an older
+        version.
         """
         found = self._found.runs.get(run)
         if found is None:

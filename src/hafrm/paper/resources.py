@@ -35,13 +35,13 @@ class Shape:
     """Numbers of parameters of a backbone with its heads."""
 
     weights: int
-    """All, a tied LM head counted once, with the reward head."""
+    """All parameters, including the reward head; a tied LM head counts once."""
     body: int
-    """Those that every token is multiplied with."""
+    """Parameters by which every token is multiplied."""
     head: int
-    """Those of the LM head."""
+    """Parameters of the LM head."""
     adapters: int
-    """Those of the adapters; 0 for full training."""
+    """Parameters of the adapters; 0 for full training."""
 
     @property
     def trained(self) -> int:

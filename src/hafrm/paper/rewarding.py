@@ -1,8 +1,8 @@
-"""What a policy learns by each way to reward it by HAF runs: token by token, or by lower confidence bounds.
+"""Ways to reward a policy with HAF runs: token by token, or by lower confidence bounds.
 
 The policy head of a HAF run gives each token a reward, tau * log pi / pi_ref. PPO can pay their sum at the response's
-end or each at its token, and either together with the reward head's score (`dense`). With several reward heads, PPO can
-maximise their mean, or what is left of it after some of its standard errors (`bounds`). Neither is in the paper.
+end or each reward at its token, with or without the reward head's score (`dense`). With several reward heads, PPO can
+maximise their mean, or their mean minus some standard errors (`bounds`). Neither is in the paper.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _Study:
     """A comparison of ways to reward a policy."""
 
     ways: Mapping[str, tuple[str, Mapping[str, Any]]]
-    """By name the style of its curves, and the options of its policies."""
+    """By name: the style of its curves, and the options of its policies."""
     rivals: tuple[tuple[str, str], ...]
     """Ways to compare, the first with the second."""
     compared: str
@@ -81,7 +81,7 @@ def _policies(job: Job, options: Mapping[str, Any]) -> list[Policy]:
 
 
 def plan(job: Job, name: str) -> Plan:
-    """Plan HAF runs per seed on the first set, and a policy for each way to be rewarded by them.
+    """Plan HAF runs for each seed on the first set, and a policy for each way of rewarding it.
 
     Raises:
         ConfigError: outside the world, no reward model is given as judge.

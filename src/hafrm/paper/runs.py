@@ -87,7 +87,7 @@ def _ppo(job: Job) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained(ABC):
-    """Something to train, with a folder of its own."""
+    """Something to train, with its own folder."""
 
     backbone: str
     """Backbone of the scale to start from."""
@@ -135,7 +135,7 @@ class Trained(ABC):
         refuse_other_options(self.changed(job), self.folder(job))
 
     def make(self, job: Job) -> Path:
-        """Return the folder, after training it if it is unfinished; another command that trains it is waited for.
+        """Return the folder, after training it if it is unfinished; wait if another command is training it.
 
         Raises:
             ConfigError: the folder contains a run with other options.
@@ -173,7 +173,7 @@ class Run(Trained):
     share: int = 1
     """Train on 1/share of the pairs."""
     rankings: bool = False
-    """Whether its pairs are all those of rankings in the world, which batches take whole."""
+    """Whether its pairs come from the world's rankings, each of which is kept whole in one batch."""
     flipped: int = 0
     """Percent of the training pairs whose labels are flipped."""
     off_topic: float = 0.0
@@ -183,7 +183,7 @@ class Run(Trained):
 
     @property
     def recipe(self) -> str:
-        """What may have a learning rate of its own: the method, with the loss that replaces one of the paper's."""
+        """What a learning rate is chosen for: the method, with the loss that replaces one of the paper's."""
         return self.method if self.loss is None else f"{self.method}-{self.loss}"
 
     def learning_rate(self, job: Job) -> float:
@@ -259,7 +259,7 @@ class Run(Trained):
         train(self.config(job, model=job.model(self.backbone)), callbacks=[_WeightsAlone()] * self.keep_checkpoints)
 
     def make(self, job: Job) -> Path:
-        """Return the folder, after training it if it is unfinished, without what only a run that resumes needs."""
+        """Return the folder, after training it if it is unfinished, without the files that only a resumed run needs."""
         folder = super().make(job)
         for checkpoint in folder.glob("checkpoint-*"):
             if self.keep_checkpoints:
@@ -424,7 +424,7 @@ class Policy(Trained):
 
 
 def shell_line(words: Sequence[str]) -> str:
-    """Join words to a line for a shell, which is to replace `$(COMMAND)` by what the command prints."""
+    """Join words to a shell command, in which `$(COMMAND)` is left for the shell to expand."""
     return " ".join(f'"{word}"' if word.startswith("$(") else shlex.quote(word) for word in words)
 
 

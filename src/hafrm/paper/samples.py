@@ -1,6 +1,6 @@
 """The pairs that runs read: whole sets, parts of them, and even mixtures, with fingerprints to detect changes.
 
-Parts and mixtures of local files are written to files of their own. The paper samples "evenly" from its sets (section
+Parts and mixtures of local files are written to separate files. The paper samples "evenly" from its sets (section
 4.1.2) and does not say how many pairs; we take as many from each as the smallest has.
 """
 
@@ -39,7 +39,7 @@ class Drawn:
     share: int = 1
     """Keep 1/share of the pairs."""
     flipped: int = 0
-    """Percent of the pairs whose responses change places; those of a smaller percentage are among a larger one's."""
+    """Percentage of the pairs whose responses are swapped; a smaller percentage swaps a subset of the same pairs."""
 
     @property
     def can_change(self) -> bool:

@@ -57,7 +57,7 @@ class Backbone:
     """Display name in plans, available without making the model."""
     lora: LoraOptions
     learning_rates: Mapping[str, float]
-    """Rates by method, and by recipe (`Run.recipe`) where a study chooses it a rate of its own."""
+    """Rates by method, and by recipe (`Run.recipe`) if a study chooses a separate rate for it."""
     chat_template: str | None = None
     """Template file that replaces the model's own or a missing one."""
     dtype: Literal["auto", "float16", "bfloat16"] = "auto"

@@ -45,7 +45,7 @@ class Selections:
     models: Mapping[str, tuple[str, ...]]
     """Each method's runs, one per seed."""
     left_out: Mapping[str, int] = field(default_factory=dict)
-    """Prompts that are in no rate, by reason; a judge at an endpoint may have ranked but not compared, or reversely."""
+    """Prompts excluded from rates, by reason; an endpoint may have ranked without comparing, or vice versa."""
 
     @property
     def decided(self) -> list[ScoredPrompt]:
@@ -119,7 +119,7 @@ def _commands(job: Job, backbone: str, name: str) -> tuple[str, str]:
 
 
 _NAMED = ("model", "models", "data", "samples", "out")
-"""Options that are written apart."""
+"""Options that the shell lines name explicitly."""
 
 
 def draws_of(job: Job, backbone: str) -> int:
@@ -270,6 +270,6 @@ def choose(job: Job) -> Chosen:
 
 
 def left_out_of(chosen: Chosen) -> dict[str, Mapping[str, int]]:
-    """Return the prompts that are in no rate, by set with backbone, and by reason."""
+    """Return the prompts excluded from all rates, by set with backbone, and by reason."""
     every = {f"{name} ({backbone})": each for backbone, by_set in chosen.items() for name, each in by_set.items()}
     return {name: each.left_out for name, each in every.items() if each.left_out}

@@ -81,7 +81,7 @@ def _size_of(job: Job, name: str, tokenizer: Any) -> dict[str, Any]:
 
 
 def _length(pair: PreferencePair, parts: Callable[[str], Sequence[Any]]) -> float:
-    """Return the number of parts of a question with an answer, the mean over its two answers."""
+    """Count the parts (words or tokens) of a question with an answer, averaged over its two answers."""
     question, *answers = (
         sum(len(parts(turn.text)) for turn in turns) for turns in (pair.prompt.turns, pair.chosen, pair.rejected)
     )
@@ -175,7 +175,7 @@ def _played(plan: Tournament) -> tuple[list[tuple[str, ...]], tuple[int | None, 
 
 
 def find_ranking_costs(job: Job) -> Findings:
-    """Build Table 8: what rankings cost by the paper's count, and what those of `hafrm judge` ask."""
+    """Build Table 8: the cost of rankings by the paper's count, and the questions that `hafrm judge` asks for them."""
     eight = _responses((5, 3, 8, 1, 7, 2, 6, 4))
     ours = {
         "compare two, in both orders": compare(_PROMPT, eight[:2]),

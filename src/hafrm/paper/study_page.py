@@ -257,7 +257,7 @@ def _printed(rival: str, sets: Sequence[str]) -> list[float]:
 
 
 def _facts(results: Results) -> dict[str, Any]:
-    """Return what the notes say of the results."""
+    """Return the values for the notes on the results."""
     in_domain: Mapping[str, _Grid] = results["parts"].get("table2", {})
     cells = [(column, cell) for grid in in_domain.values() for column, row in grid.items() for cell in row.values()]
     incomplete = [
@@ -307,7 +307,7 @@ _CURVES = {
     "noise": "percent of flipped labels",
     "ratios": "policy ratio",
 }
-"""Parts that are drawn as curves, with what their rows are placed by."""
+"""Parts that are drawn as curves, with the quantity on their x axis."""
 
 
 def _figures(results: Results) -> Iterator[tuple[str, Markup]]:
@@ -329,7 +329,7 @@ def _figures(results: Results) -> Iterator[tuple[str, Markup]]:
 def _bars_caption(part: str, backbone: str, grid: _Grid, results: Results) -> str:
     """Describe the bars: which seeds they average, and where there are no intervals."""
     cells = [cell for row in grid.values() for method, cell in row.items() if method in METHOD_NAMES]
-    fewer = "" if all(len(cell["seeds"]) == len(results["seeds"]) for cell in cells) else ", where they are there"
+    fewer = "" if all(len(cell["seeds"]) == len(results["seeds"]) for cell in cells) else ", where available"
     bare = [column for column, row in grid.items() if any(cell["ci95"] is None for cell in row.values())]
     without = f" ({', '.join(bare)}: too few prompts for one)" if bare else ""
     return (

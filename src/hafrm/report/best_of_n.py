@@ -32,8 +32,9 @@ def best_of_n_findings(results: Mapping[str, Any]) -> Findings:
     return Findings(
         title=f"Best of N: {listed(list(models.values())) if len(models) < 5 else count(len(models), 'scorer')}",
         intro=(
-            f"{len(models)} scorers chose among {draws:.3g} responses a prompt ({results['distinct']:,} distinct ones "
-            f"of {results['draws']:,}) to {results['prompts']:,} prompts. {by} In brackets 95% intervals over prompts."
+            f"{len(models)} scorers chose among {draws:.3g} responses per prompt ({results['distinct']:,} distinct "
+            f"ones of {results['draws']:,}) to {results['prompts']:,} prompts. {by} In brackets 95% intervals over "
+            "prompts."
         ),
         statements=tuple(_statements(results, models)),
         results=results,

@@ -1,4 +1,4 @@
-"""Collect what is known of the models, data sets and runs that a page shows: short facts, and the command."""
+"""Collect what is known about the models, data sets and runs that a page shows: short facts, and the command."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Facts = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Card:
-    """What is known of one model or data set."""
+    """What is known about one model or data set."""
 
     name: str
     full_name: str
@@ -36,7 +36,7 @@ def model_card(model: str, name: str, server: Mapping[str, str] | None = None) -
     Args:
         model: Its folder, hub id or address.
         name: Its name on the page.
-        server: What a reward server said of itself.
+        server: What a reward server reported about itself.
     """
     folder = Path(model)
     if server:
@@ -45,7 +45,7 @@ def model_card(model: str, name: str, server: Mapping[str, str] | None = None) -
         return Card(name, model, (("model", model), ("training", f"unknown: it has no {RUN_FILE}")))
     try:
         info = RunInfo.load(folder)
-    except HafrmError as error:  # the page is of scores that exist, whatever became of the model since
+    except HafrmError as error:  # the page shows existing scores, even if the model has changed or disappeared
         return Card(name, model, (("model", model), ("note", str(error))))
     manifest = read_manifest(folder)
     return Card(name, model, (*method_facts(info), *run_facts(manifest)), train_command(manifest))

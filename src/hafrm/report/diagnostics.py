@@ -146,7 +146,7 @@ def forest(label: str, rows: Mapping[str, Measured], extent: Interval, length_ac
     dots = [top + row_height * number + 26 for number in range(len(rows))]
 
     def down(value: float, class_: str) -> Markup:
-        """Draw a line beside the dots of all rows, interrupted where the labels are."""
+        """Draw a vertical line across all rows, interrupted at the labels."""
         return path(class_, *([(x(value), y - 8), (x(value), y + 9)] for y in dots))
 
     parts = [down(tick, "grid") for tick, _ in shown]
@@ -260,7 +260,7 @@ def accuracy_by(label: str, margins: Floats, by: Floats, x_label: str) -> Markup
 
 
 def _round_ticks(edges: Sequence[float]) -> list[Tick]:
-    """Return round values between the edges, the roundest first where there is no room for all.
+    """Return round values between the edges; if there is no room for all, the roundest ones.
 
     Places are those of the values on an axis on which the edges have equal distances.
     """

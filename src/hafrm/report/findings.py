@@ -65,7 +65,7 @@ class Table:
     header: tuple[Cell, ...]
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
-    """How to read it; on the page alone."""
+    """How to read it; only shown on the page."""
 
 
 @dataclass(frozen=True, kw_only=True)

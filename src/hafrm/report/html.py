@@ -33,8 +33,8 @@ def figure_style() -> Markup:
 
 
 def render(template: str, *, script: Markup | None = None, **context: Any) -> str:
-    """Render a template. Its only style is the package's, and its only script this one: others, as in the texts shown,
-    do nothing.
+    """Render a template. The page runs only this script and applies only the package's style; any others, for example
+    in texts, are inactive.
 
     Args:
         template: The template's file name.
@@ -51,7 +51,7 @@ def render(template: str, *, script: Markup | None = None, **context: Any) -> st
 
 @cache
 def _environment() -> Environment:
-    """Return what renders the templates, which it compiles once."""
+    """Return the template environment, which compiles each template once."""
     made = Environment(
         loader=PackageLoader("hafrm", "report"),
         autoescape=True,

@@ -53,7 +53,7 @@ class Grid:
     """A row per model and baseline, a column per data set or score."""
 
     columns: tuple[tuple[str, str], ...]
-    """Names of data sets, each with its formatted numbers of pairs and prompts; or of scores, with nothing."""
+    """Names of data sets, with their formatted numbers of pairs and prompts; or names of scores, with ""."""
     models: tuple[TableRow, ...]
     baselines: tuple[TableRow, ...]
 

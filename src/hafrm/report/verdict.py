@@ -11,7 +11,7 @@ from hafrm.report.tables import AVERAGE, accuracy_table, marked_best, suite_tabl
 from hafrm.report.wording import count, listed, p_value, points, short_names
 
 _MOST_PAIRED = 3
-"""Number of models up to which each two are compared in words; of more, only the best are named."""
+"""Maximum number of models that are compared pairwise in words; of more, only the best are named."""
 
 
 @dataclass(frozen=True)

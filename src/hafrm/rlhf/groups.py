@@ -139,7 +139,7 @@ class _Checksums(Trainer):
 
 
 class _Dense(Trainer):
-    """Mixin for TRL's GRPO trainer that gives each token an advantage of its own, if rewards are dense."""
+    """Mixin for TRL's GRPO trainer that gives each token its own advantage, if rewards are dense."""
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         found = super()._generate_and_score_completions(inputs)  # type: ignore[misc]

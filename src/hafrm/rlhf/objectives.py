@@ -208,7 +208,7 @@ class ScoreStatistics:
         return ScoreStatistics(count, self.mean + shift * len(scores) / count, self.squares + squares)
 
     def unit(self, scale: ScoreScale) -> float:
-        """Return the difference of scores that becomes 1 in learning."""
+        """Return the difference of scores that is scaled to 1 for learning."""
         return math.sqrt(self.squares / max(self.count, 1) + 1e-8) if scale == "normalised" else 1.0
 
     def scaled(self, scores: Tensor, scale: ScoreScale) -> Tensor:

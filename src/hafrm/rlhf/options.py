@@ -165,8 +165,8 @@ class RlhfConfig(ScorerChoice):
     dense: Dense = option("none", only=("ppo", "grpo"))
     """Where the score is paid. `token` pays each token of a response its part of the score: tau * log pi / pi_ref of
     the reward model's policy head. `line` and `sentence` pay these parts at the end of each line or sentence. `none`
-    pays all at the response's end, where the others pay the parts that belong to no token; so the sum is always the
-    score. Needs `--head policy`, which replaces the reward head's score, or `combined`, which adds to it.
+    pays the whole score at the response's end; there the others only pay the parts that belong to no token, so the sum
+    is always the score. Needs `--head policy`, which replaces the reward head's score, or `combined`, which adds to it.
     """
 
     gold: str | None = option(None, only=_PPO)

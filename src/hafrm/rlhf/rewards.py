@@ -21,7 +21,7 @@ from hafrm.rewards import DividedScorer
 from hafrm.rlhf.options import Dense, RlhfConfig
 
 _ENDS: Mapping[Dense, str] = {"token": "", "line": r"\n+", "sentence": r"""[.!?]["')\]]*\s+|\n+"""}
-"""What ends a step; it belongs to the step. Every token is one where the pattern is empty."""
+"""Matches the end of a line or sentence, and belongs to it; an empty pattern means every token."""
 
 
 def answered(prompt: Prompt, text: str) -> Conversation:

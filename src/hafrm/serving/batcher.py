@@ -109,7 +109,7 @@ class Batcher:
 
     Args:
         score: Returns the reward of each group; only called by the batcher's thread.
-        tokens_per_batch: Maximum tokens that run together; a longer sequence runs by itself.
+        tokens_per_batch: Maximum tokens that run together; a longer sequence runs alone.
         batch_requests: Whether requests may run together.
         wait: Seconds after its arrival in which a request waits for others, unless a batch is full.
         share_prompts: Whether the model encodes a common prompt once for all sequences that run together.

@@ -58,7 +58,7 @@ class ScoringRequest(BaseModel):
 
     @property
     def divides(self) -> bool:
-        """Whether rewards are wanted by token; inputs are then conversations."""
+        """Whether rewards per token are wanted; inputs are then conversations."""
         return False
 
     def inputs(self, bare: Bare) -> list[Input]:

@@ -23,7 +23,7 @@ class Protocol:
     paths: Sequence[str]
     """The paths; all but the first are aliases."""
     answer: Callable[[Any, Any], Any]
-    """Turns a request and its scores, or the reader if nothing is scored, into a response."""
+    """Converts a request and its scores, or the reader if nothing is scored, to a response."""
     example: Mapping[str, Any]
     """A request, for the documentation."""
     scores: bool = True

@@ -55,7 +55,7 @@ class RewardsRequest(StrictBody, ScoringRequest):
 
     @property
     def divides(self) -> bool:
-        """Whether rewards are wanted by token."""
+        """Whether rewards per token are wanted."""
         return self.tokens
 
     def inputs(self, bare: Bare) -> list[Input]:
@@ -76,7 +76,7 @@ class TokenRewardsBody(BaseModel):
     template: float
     """The part of the chat template's tokens, such as the end of a turn."""
     reward: float
-    """The whole reward. What the parts lack to it comes from the reward head."""
+    """The whole reward. Its difference from the sum of the parts comes from the reward head."""
 
 
 class RewardBody(BaseModel):

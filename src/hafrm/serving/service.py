@@ -132,7 +132,7 @@ class ServedModel:
             self.scorer.score_tokens([TokenGroup((ids[0],), (tuple(ids[1:]),))])
 
     def _score(self, groups: Sequence[TokenGroup]) -> list[float]:
-        """Score groups; where it changes no reward, a beginning that several have in common is encoded once."""
+        """Score groups; encode a beginning that several have in common only once, if this changes no reward."""
         if self._shares and not self.scorer.reads_responses:
             groups = regrouped(groups)
         with self._running:
@@ -158,7 +158,7 @@ class ServedModel:
         """The scorer, if it can divide rewards among tokens.
 
         Raises:
-            RequestError: it can't.
+            RequestError: the scorer can't divide rewards.
         """
         try:
             if isinstance(self.scorer, HybridScorer):
@@ -178,7 +178,7 @@ class Scored:
 
     @property
     def rewards(self) -> list[float]:
-        """The rewards, for protocols without missing ones.
+        """The rewards, for protocols in which none may be missing.
 
         Raises:
             RequestError: an input has no reward; says which and why.
@@ -243,7 +243,7 @@ class RewardService:
     def model(self, name: str | None) -> ServedModel:
         """Return the model of a request by its name.
 
-        A server with one model accepts any name: trainers send a path of their own, or a fixed word.
+        A server with one model accepts any name: trainers send their own path, or a fixed word.
 
         Raises:
             RequestError: there are several models, and the name is missing or unknown.

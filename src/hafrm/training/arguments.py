@@ -35,25 +35,25 @@ _REFUSED: dict[tuple[str, ...], str] = {
         "eval_use_gather_object",
         "eval_accumulation_steps",
     ): "has no effect here: evaluation keeps each pair's metrics, and no predictions",
-    ("use_liger_kernel", "liger_kernel_config"): "has no effect here: Liger's kernels go on stock models alone",
+    ("use_liger_kernel", "liger_kernel_config"): "has no effect here: Liger's kernels only work on stock models",
     ("do_train", "do_eval", "do_predict"): "has no effect here: set data and eval_data",
     ("resume_from_checkpoint",): "has no effect here: the same command resumes from the last checkpoint by itself",
     ("include_num_input_tokens_seen",): "can't count the tokens of batches of pairs",
     ("neftune_noise_alpha",): "can't find the embeddings of a model with two heads",
     ("auto_find_batch_size",): (
-        "would change the batch behind the manifest's back: set training.per_device_train_batch_size and "
+        "would change the batch without the manifest recording it: set training.per_device_train_batch_size and "
         "training.gradient_accumulation_steps"
     ),
     ("dataloader_drop_last",): "would leave out validation pairs uncounted",
-    ("save_only_model", "ignore_data_skip"): "would let an interrupted run go on to other weights than a whole one",
+    ("save_only_model", "ignore_data_skip"): "would let a resumed run end with other weights than an uninterrupted one",
     ("deepspeed",): (
-        "would load weights in parts, before they were probed whole: start with `accelerate launch --config_file "
+        "would load weights in parts, before hafrm can probe the model: start with `accelerate launch --config_file "
         "configs/distributed/deepspeed.yaml`"
     ),
-    ("parallelism_config",): "would split models and sequences in ways that batches of pairs are not made for",
+    ("parallelism_config",): "would split models and sequences in ways that batches of pairs do not support",
     ("accelerator_config",): "would split batches its own way: each process takes a share of a step's pairs by tokens",
     ("save_on_each_node",): "has no effect here: all nodes must see the run's folder",
-    ("enable_jit_checkpoint",): "would call a run finished that was stopped: a stopped run resumes from its checkpoint",
+    ("enable_jit_checkpoint",): "would mark a stopped run as finished, so it would not resume",
     (
         "push_to_hub",
         "hub_token",
@@ -62,7 +62,7 @@ _REFUSED: dict[tuple[str, ...], str] = {
         "hub_strategy",
         "hub_always_push",
         "hub_revision",
-    ): "would send checkpoints and not the result: upload the folder afterwards with `hf upload`",
+    ): "would upload checkpoints but not the result: upload the folder afterwards with `hf upload`",
 }
 """Fields that can't be set, grouped by the reason. Setting one to its default is harmless; see also `_HARMLESS`."""
 
@@ -102,7 +102,7 @@ _WORDS: Mapping[str, type[Enum]] = {
     "save_strategy": SaveStrategy,
     "logging_strategy": IntervalStrategy,
 }
-"""Fields whose values are words, which transformers would check only after the data were read."""
+"""Fields with a fixed set of words, which transformers would check only after reading the data."""
 
 
 def checked_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def checked_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     if read.get("train_sampling_strategy", "random") not in ("random", "sequential"):
         raise ConfigError(
             f"training.train_sampling_strategy: {read['train_sampling_strategy']} can't tell how long pairs are. Use "
-            "`random` or `sequential`; packed batches hold no padding that sorting could save."
+            "`random` or `sequential`; packed batches have no padding that sorting could save."
         )
     return read
 

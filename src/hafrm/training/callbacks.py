@@ -56,10 +56,10 @@ class MetricsFile(TrainerCallback):
 
 
 class DoctorLines(TrainerCallback):
-    """Says once for each sign that the run does not learn; see `hafrm.training.doctor`.
+    """Reports each sign that the run does not learn, once; see `hafrm.training.doctor`.
 
     Args:
-        folder: The run's folder, whose metrics a resumed run reads, so that nothing is said twice.
+        folder: The run's folder, whose metrics a resumed run reads, so that nothing is reported twice.
         circumstances: What the metrics don't say about the run.
         say: Called with a line.
     """
@@ -71,7 +71,7 @@ class DoctorLines(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take in what an interrupted run has logged."""
+        """Read what an interrupted run has logged."""
         self._training = True
         if state.is_world_process_zero and state.global_step:
             for row in read_metrics(self.path):
@@ -85,14 +85,14 @@ class DoctorLines(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Say what is new."""
+        """Report new signs."""
         if self._training and state.is_world_process_zero and logs:
             self._say(self.watch.add({**logs, "step": state.global_step}))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Look once more."""
+        """Check once more."""
         self._training = False
         if state.is_world_process_zero:
             self._say(self.watch.finish())
@@ -103,14 +103,14 @@ class DoctorLines(TrainerCallback):
 
 
 class LivePage(TrainerCallback):
-    """Rewrites a page of the run while it trains, so rarely that training does not notice.
+    """Rewrites a page of the run while it trains, rarely enough not to slow training down.
 
-    A page that can't be written is given up with a warning: it is no reason to stop a run.
+    If the page can't be written, training continues without it after a warning.
 
     Args:
-        write: Writes the page, given the number of steps of the run, or None if it does not train any more.
+        write: Writes the page, given the number of steps of the run, or None once training has ended.
         say: Called with the warning.
-        every_s: Least time between two writings, in seconds; a page that takes long to write is written more rarely.
+        every_s: Minimum seconds between two writes; a page that takes long to write is written less often.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class LivePage(TrainerCallback):
     ) -> None:
         self.write, self.say, self.every_s = write, say, every_s
         self.began = False
-        """Whether training began in this process, and it is the one that writes."""
+        """Whether training began in this process, and this process writes the page."""
         self._given_up = False
         self._next = 0.0
 
@@ -130,7 +130,7 @@ class LivePage(TrainerCallback):
             self.write(steps)
         except (OSError, HafrmError) as error:
             self._given_up = True
-            self.say(f"warning: the run's page is not written any more: {first_line(error)}")
+            self.say(f"warning: the run's page is no longer written: {first_line(error)}")
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -163,7 +163,7 @@ def best_step(state: TrainerState) -> int | None:
 class ConsoleProgress(TrainerCallback):
     """Shows a progress bar on a terminal, otherwise a plain line every few seconds; writes to standard error.
 
-    Where the best checkpoint is kept, the validation after training is labelled as that checkpoint's.
+    If the best checkpoint is kept, the validation after training is labelled as that checkpoint's.
     """
 
     def __init__(self, console: Console | None = None, *, every_s: float = 10.0) -> None:

@@ -121,8 +121,8 @@ class TrainConfig:
             )
         if self.resolved_loss.length_control and self.data_options.off_topic:
             raise ConfigError(
-                "loss.length_control fits by how much longer responses win, which off-topic pairs would hide: leave it "
-                "or data_options.off_topic out."
+                "loss.length_control measures how strongly longer responses are preferred, which off-topic pairs would "
+                "hide: leave out one of loss.length_control and data_options.off_topic."
             )
         if self.resolved_loss.reference == "adapter_off" and not self.lora.enabled:
             raise ConfigError("loss.reference: adapter_off needs LoRA: set lora.rank.")
@@ -200,7 +200,7 @@ class PretrainConfig:
     """New model: number of training texts that its tokenizer is trained on."""
 
     untie: bool = True
-    """New model: give it an LM head of its own, initially equal to its embeddings, like the paper's models."""
+    """New model: give it a separate LM head, initially equal to its embeddings, like the paper's models."""
 
     context: int | None = None
     """Continued model: tokens per block. Default: the model's maximum."""
@@ -229,7 +229,7 @@ class PretrainConfig:
             default = PretrainConfig(data=self.data, out=self.out)
             for name in _OF_A_NEW_MODEL:
                 if getattr(self, name) != getattr(default, name):
-                    raise ConfigError(f"{name} has no effect on a model that is trained on: leave it out.")
+                    raise ConfigError(f"{name} has no effect when an existing model is trained further: leave it out.")
         object.__setattr__(self, "training", _checked(self.training))
 
     def asked(self) -> dict[str, Any]:

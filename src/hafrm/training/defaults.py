@@ -39,8 +39,8 @@ def training_arguments(
     """
     precision = {name: started[name] for name in ("bf16", "fp16") if name in started} if started else {}
     values = _defaults(config) | precision | config.training
-    if values["bf16"] and not torch.accelerator.is_available():  # transformers refuses bf16 unless a CPU is asked for
-        values.setdefault("use_cpu", True)
+    if values["bf16"] and not torch.accelerator.is_available():  # transformers refuses bf16 unless use_cpu is set
+        values = {"use_cpu": True} | values
     try:
         arguments = TrainingArguments(output_dir=config.out, **(_schedule(config, values, pairs) | values))
         get_reporting_integration_callbacks(arguments.report_to)  # raises for loggers that don't exist
@@ -82,7 +82,7 @@ def _require_precision(config: TrainConfig, arguments: TrainingArguments) -> Non
     """Raise for a dtype that can't represent an optimizer step, or if policy and reference differ in precision."""
     if config.dtype == "bfloat16" and not config.lora.enabled and arguments.deepspeed_plugin is None:
         raise ConfigError(
-            "dtype: a step is smaller than what bfloat16 weights tell apart, so they would hardly be trained. Use "
+            "dtype: steps are too small for bfloat16 weights to represent, so they would hardly be trained. Use "
             "training.bf16 true, which keeps float32 weights, or set lora.rank."
         )
     if arguments.fp16 and arguments.device.type == "cpu":
@@ -90,16 +90,17 @@ def _require_precision(config: TrainConfig, arguments: TrainingArguments) -> Non
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # would override the options
     if launched not in ("no", "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "no"):
         raise ConfigError(
-            f"The launcher asks for mixed precision {launched}, and training's options do not. Launch without it, and "
-            f"set training.{launched} true where it is meant."
+            f"The launcher asks for mixed precision {launched}, but training's options do not. Launch without it, and "
+            f"set training.{launched} true if you want it."
         )
 
 
 def _defaults(config: TrainConfig) -> dict[str, Any]:
-    on_gpu = torch.cuda.is_available()
+    on_cpu = config.training.get("use_cpu") or not torch.accelerator.is_available()
+    on_gpu = not on_cpu and torch.cuda.is_available()
     half = config.torch_dtype == torch.float32 and on_gpu
     free = config.dtype == "auto" and not {"bf16", "fp16"} & config.training.keys()
-    fast = free and not on_gpu and os.environ.get("WORLD_SIZE", "1") == "1" and is_bfloat16_fast()
+    fast = free and on_cpu and os.environ.get("WORLD_SIZE", "1") == "1" and is_bfloat16_fast()
     return {
         "per_device_train_batch_size": 16,
         "per_device_eval_batch_size": 32,

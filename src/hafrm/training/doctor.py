@@ -1,8 +1,8 @@
 """Signs that a run does not learn, found in its metrics: each with the likely cause and the option to try.
 
 `Watch` takes the lines of `metrics.jsonl` one by one, while a run trains or afterwards (`hafrm doctor`). Nothing here
-loads torch. Accuracies are tested against chance by the number of pairs behind them. The run is looked at less and less
-often, because every look is another chance of a false alarm.
+loads torch. Accuracies are tested against chance by the number of pairs behind them. The run is checked less and less
+often, because every check is another chance of a false alarm.
 
 To add a check, write a function that returns its text or None, and name it in `CHECKS`.
 """
@@ -24,11 +24,11 @@ from hafrm.training.metrics import METRICS_FILE, read_metrics
 Row = Mapping[str, Any]
 
 FIRST_LOOK = 400
-"""Pairs before the first look at a run; the next ones are at twice as many each."""
+"""Number of pairs before the first check of a run; each later check comes after twice as many."""
 _SETTLED = 1600
 """Pairs after which accuracy should be above chance; earlier only at the end of a short run."""
 _CLEARLY = 4.0
-"""Standard errors from chance that count as clear, in training; 2 count as a sign, and 3 in validation."""
+"""Standard errors from chance that count as clear in training; 2 count as a sign, 3 in validation."""
 _LN_2 = math.log(2)
 
 
@@ -62,7 +62,7 @@ class Circumstances:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the checks see of a run at one look."""
+    """The part of a run that the checks see at one time."""
 
     run: Circumstances
     step: int
@@ -71,7 +71,7 @@ class Seen:
     evaluations: Sequence[Row]
     """The validation lines so far."""
     late: Sequence[Row] = ()
-    """The training lines of the later half; none at a look right after a validation."""
+    """The training lines of the later half; none in a check right after a validation."""
     pairs: int = 0
     """The number of pairs behind the later half."""
     settled: bool = False
@@ -112,7 +112,7 @@ class Watch:
         self._next_look = FIRST_LOOK
 
     def add(self, row: Row) -> list[Finding]:
-        """Take the next line of metrics and return the signs that are new with it."""
+        """Add the next line of metrics and return the new signs."""
         if "eval_loss" in row:
             self._evaluations.append(row)
             return self._new(Seen(self.circumstances, row["step"], self._rows, self._evaluations))
@@ -127,7 +127,7 @@ class Watch:
         return self._look()
 
     def finish(self) -> list[Finding]:
-        """Look once more at the end of the run."""
+        """Check once more at the end of the run."""
         return self._look(at_end=self.pairs >= FIRST_LOOK) if self._rows else []
 
     def _look(self, *, at_end: bool = False) -> list[Finding]:
@@ -149,7 +149,7 @@ def examine(folder: Path, *, ended: bool = True) -> Watch:
 
     Args:
         folder: The run's folder.
-        ended: Whether to judge the run as it is; otherwise only what its own lines say while it trains.
+        ended: Whether to also apply the final check; if not, only the checks that run during training.
 
     Raises:
         ModelError: the folder has no metrics or no manifest of a training run.

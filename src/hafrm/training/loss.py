@@ -86,9 +86,10 @@ class LossConfig:
     """Weight of the penalty (r_chosen + r_rejected)^2, which keeps rewards near zero."""
 
     length_control: bool = False
-    """Keep length out of the reward: before training, fit to the training pairs by how much the response of more tokens
-    wins (log-odds per log of their ratio), and add that to the reward difference in the reward loss, so that the reward
-    learns what length does not explain. Scores leave it out. If better responses are longer, it takes that away too.
+    """Keep length out of the reward: before training, estimate from the training pairs how strongly longer responses
+    are preferred (log-odds per log of the ratio of tokens), and add that to the reward difference in the reward loss,
+    so that the reward learns what length does not explain. Scores leave it out. If better responses really are longer,
+    this effect is removed too.
     """
 
     consistency_weight: float = 0.0
@@ -122,7 +123,7 @@ class LossConfig:
             raise ConfigError(f"loss.reward_loss must be one of {', '.join(known)}, got {self.reward_loss!r}")
         if self.length_control and self.reward_loss not in ("bradley_terry", PLACKETT_LUCE):
             raise ConfigError(
-                f"loss.length_control adds log-odds, which {self.reward_loss} has none of: use bradley_terry or "
+                f"loss.length_control adds log-odds, which {self.reward_loss} does not use: use bradley_terry or "
                 f"{PLACKETT_LUCE}."
             )
         try:

@@ -82,10 +82,10 @@ def resumed_manifest(before: dict[str, Any], now: dict[str, Any]) -> dict[str, A
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a run's folder, or None if there is none that reads.
+    """Return the manifest of a run's folder; None if there is no readable one.
 
     Raises:
-        ConfigError: it is a run's, and damaged.
+        ConfigError: the manifest is a run's, but damaged.
     """
     path = folder / MANIFEST_FILE
     value = read_json(path)
@@ -137,8 +137,8 @@ def changed_options(manifest: dict[str, Any], config: DataclassInstance) -> str:
 def _compared(manifest: dict[str, Any], config: DataclassInstance) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the options of a manifest and of a config, to compare.
 
-    An option that did not exist yet when the manifest was written has its default in it: a new option's default keeps
-    what hafrm did before.
+    An option that the manifest lacks, because it was added later, counts as its default, which keeps the earlier
+    behaviour.
     """
     before, now = (json.dumps(held) for held in (_with_defaults(manifest["config"], config), asdict(config)))
     return json.loads(before), json.loads(now)
@@ -204,9 +204,9 @@ def require_same_data(manifest: dict[str, Any], data: dict[str, Any], folder: Pa
 def require_same_settings(manifest: dict[str, Any], effective: dict[str, Any], folder: Path) -> None:
     """Raise if weights, precision, pairs per step or sharding differ from the run's start.
 
-    Settings that an older version did not record may differ. So may the device (its kind shows in the precision) and,
-    at the same number of pairs per step, the number of processes, except under ZeRO, which keeps the optimizer per
-    process.
+    Settings that an older version did not record may differ. The device may differ too (the precision shows its kind),
+    and so may the number of processes at the same number of pairs per step, except under ZeRO, which keeps the
+    optimizer per process.
 
     Raises:
         ConfigError: names the settings that differ.

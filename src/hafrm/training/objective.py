@@ -72,7 +72,8 @@ class Objective:
 
     Args:
         config: The losses, with the weights that the method fixes.
-        length_slope: By how much longer responses win the training pairs, if length is controlled; see `length_slope`.
+        length_slope: How strongly longer responses are preferred in the training pairs, if length is controlled; see
+            `length_slope`.
     """
 
     def __init__(self, config: LossConfig, length_slope: float = 0.0) -> None:

@@ -15,7 +15,7 @@ from hafrm.training.arguments import pairs_per_step, total_steps
 from hafrm.training.config import TrainConfig
 
 _MANY_EPOCHS = 20
-"""Number of epochs above which the default number of steps is surely not meant."""
+"""Number of epochs above which the default number of steps is surely unintended."""
 
 _MUCH = 0.05
 """Share of pairs lost above which the counts are a warning."""
@@ -65,7 +65,7 @@ def opening_lines(
             "better than it is"
         )
     if identical := account["train"]["identical_responses"]:
-        yield f"warning: in {identical} training pairs both responses are the same tokens, so no preference"
+        yield f"warning: in {identical} training pairs both responses have the same tokens, so neither is preferred"
     if special := account["train"]["with_special_tokens"]:
         yield (
             f"warning: {special} training pairs contain special tokens of the tokenizer, which are encoded as the chat "
@@ -83,7 +83,7 @@ def opening_lines(
 
 
 def _left_out(tables: PairTables) -> Counter[str]:
-    """Return how many pairs of the data asked for were left out, by reason."""
+    """Return how many pairs of the requested data were left out, by reason."""
     reports = tables.account.reports
     return sum((report.lost for report in reports), Counter(tables.account.dropped))
 
@@ -95,7 +95,7 @@ def _share_lost(tables: PairTables) -> float:
 
 
 def _counted(what: str, tables: PairTables, max_length: int) -> str:
-    """Say how many pairs there are, and why others are left out."""
+    """Describe how many pairs there are, and why others are left out."""
     left_out = _left_out(tables)
     if not left_out:
         return f"{len(tables):,} {what}"

@@ -1,7 +1,7 @@
 """Determine which files in a run's folder the run wrote: `overwrite` deletes only those.
 
-A run's own are the files that its lists name (`hafrm.json`, and the `checksums.json` of exports and policies) as far as
-hafrm writes files of such names, and those that training writes under fixed names: manifest, metrics, the training
+A run's own files are those that its lists name (`hafrm.json`, and the `checksums.json` of exports and policies), if
+hafrm writes files with such names, and those that training writes under fixed names: manifest, metrics, the training
 state in listed checkpoints, events for TensorBoard.
 """
 
@@ -29,9 +29,9 @@ _OF_A_CHECKPOINT = re.compile(
 )
 """Files of a checkpoint that its list does not name, since they are written before or after it."""
 _OF_A_MODEL = re.compile(rf"{RUN_FILE}|{CHECKSUMS_FILE}|{MODEL_FILES.pattern}")
-"""What a save that was killed leaves without a list."""
+"""Files that a killed save may leave without a list."""
 _SAVED = re.compile(rf"files|reward|policy|checkpoint-\d+|{_OF_A_MODEL.pattern}|{_OF_A_RUN.pattern}")
-"""What a run or an export writes whole: what may be the name of something half written."""
+"""Everything that a run or an export writes atomically; leftovers have names made from these."""
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 
 
@@ -73,7 +73,7 @@ def require_no_strangers(folder: Path) -> None:
 
 
 def require_plain_files(folder: Path) -> None:
-    """Refuse a run's folder in which a link, or what is not a file, has the name of a file that the run writes.
+    """Raise if a link, or something other than a file, has the name of a file that the run writes.
 
     Raises:
         ConfigError: names it.
@@ -81,7 +81,7 @@ def require_plain_files(folder: Path) -> None:
     for path in folder.glob("*"):
         if _CHECKPOINT.fullmatch(path.name):
             if path.is_symlink() or not path.is_dir():
-                raise ConfigError(f"{path} is not a folder, and can't be a checkpoint. Move it away.")
+                raise ConfigError(f"{path} is not a folder, so it can't be a checkpoint. Move it away.")
             _require_plain(path, _OF_A_CHECKPOINT, _OF_A_MODEL)
     _require_plain(folder, _OF_A_RUN, _OF_A_MODEL)
 
@@ -93,7 +93,7 @@ def _require_plain(place: Path, *patterns: re.Pattern[str]) -> None:
 
 
 def require_own_checkpoints(folder: Path) -> None:
-    """Refuse a folder with checkpoints of another program, which the run would take for its own.
+    """Raise if a folder has checkpoints of another program, which the run would treat as its own.
 
     Raises:
         ConfigError: names the checkpoint.
@@ -103,8 +103,8 @@ def require_own_checkpoints(folder: Path) -> None:
             for each in _files(path):
                 if _is_name(each.relative_to(path), _OF_A_CHECKPOINT, _OF_A_MODEL):
                     raise ConfigError(
-                        f"{path} has no list of files, so {each.name} there may not be the run's, and would be "
-                        "written over. Move the folder away, or choose another --out."
+                        f"{path} has no list of files, so {each.name} in it may not be the run's, but would be "
+                        "overwritten. Move the folder away, or choose another --out."
                     )
 
 
@@ -123,14 +123,14 @@ def _own_files(folder: Path) -> set[Path]:
 
 
 def _is_own_model(place: Path) -> bool:
-    """Whether a folder has a list of ours, or what is left of writing one."""
+    """Return whether a folder has one of hafrm's lists, or leftovers from writing one."""
     return bool(_listed(place) or any(_leftovers(place)))
 
 
 def _listed(place: Path) -> set[str]:
     """The files that a folder's lists name, and the lists.
 
-    A `checksums.json` that names what hafrm does not write is somebody else's; a user may add to `hafrm.json`.
+    A `checksums.json` that names files that hafrm does not write is another program's; users may add to `hafrm.json`.
     """
     names: set[str] = set()
     with contextlib.suppress(HafrmError):
@@ -166,7 +166,7 @@ def _half_written(place: Path) -> set[Path]:
 
 
 def _leftovers(place: Path) -> Iterator[Path]:
-    """What killed writers of a run's files left at a place."""
+    """Yield what killed writers of a run's files left in a folder."""
     return (path for path in place.glob(".*") if _SAVED.fullmatch(atomic.leftover_of(path)))
 
 

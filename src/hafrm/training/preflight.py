@@ -50,8 +50,8 @@ def _launched() -> int:
 
 def _apart(seen: int) -> ConfigError:
     return ConfigError(
-        f"The launcher started {_launched()} processes (WORLD_SIZE), and accelerate sees {seen}: each would train by "
-        "itself, all in one folder. Without a GPU set training.use_cpu true; where no launcher is meant, unset "
+        f"The launcher started {_launched()} processes (WORLD_SIZE), but accelerate sees {seen}: each would train "
+        "separately, all in one folder. Without a GPU, set training.use_cpu true; if you don't use a launcher, unset "
         "WORLD_SIZE."
     )
 

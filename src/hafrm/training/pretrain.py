@@ -107,7 +107,7 @@ def _require_same(folder: Path, found: Mapping[str, Any], asked: Mapping[str, An
     changed = [file for file, old, new in texts if old != new]
     if changed:
         raise DataError(
-            f"{', '.join(changed)} changed since the model in {folder} was begun. Put the text back, or choose "
+            f"{', '.join(changed)} changed since the model in {folder} was started. Restore the text, or choose "
             "another --out."
         )
 
@@ -126,7 +126,7 @@ def _pretrain(
     held_out = _held_out(config, tokenizer, context)
     if not len(train):
         raise DataError(
-            f"data: fewer than {context} tokens are there to train on. Add text, or take a smaller context."
+            f"data: there are fewer than {context} tokens to train on. Add text, or choose a smaller context."
         )
     args = _arguments(config, folder, len(train))
     _begin(folder, asked, tokenizer)
@@ -178,8 +178,8 @@ def _held_out(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, contex
     blocks = Blocks(samples(texts, tokenizer, context), context, config.validation_blocks)
     if not len(blocks):
         raise DataError(
-            f"data: the rows whose `split` is one to hold out hold fewer than {context} tokens, so nothing "
-            "tells how well the model predicts. Mark more rows, or take a smaller context."
+            f"data: the rows that are held out by their `split` have fewer than {context} tokens, too few to "
+            "measure how well the model predicts. Mark more rows, or choose a smaller context."
         )
     return blocks
 

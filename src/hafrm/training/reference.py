@@ -119,7 +119,7 @@ class ReferenceSource:
 
 
 def responses_by_prompt(tables: PairTables, rows: Sequence[int]) -> list[tuple[int, list[int]]]:
-    """Return the prompts of pairs with their distinct responses, in the order in which the pairs first meet them."""
+    """Return the prompts of pairs with their distinct responses, in the order in which the pairs first contain them."""
     found: dict[int, dict[int, None]] = {}
     pairs = tables.pairs[np.asarray(rows, dtype=np.int64)]
     for prompt, chosen, rejected in zip(pairs["prompt"], pairs["chosen"], pairs["rejected"], strict=True):

@@ -183,7 +183,7 @@ def _trainers_problem(folder: Path, step: int) -> str:
     """
     state = _state(folder)
     if not isinstance(state, dict):
-        return f"it was not written to its end (no whole {TRAINER_STATE_NAME})"
+        return f"it is incomplete (no complete {TRAINER_STATE_NAME})"
     if state.get("global_step") != step:
         return f"{TRAINER_STATE_NAME} is of step {state.get('global_step')}"
     zero = any(folder.glob("global_step*"))
@@ -210,13 +210,13 @@ def _listed_problem(folder: Path) -> str:
     listed = require_undamaged(folder).training_sha256
     require_checksums(folder, listed, kept_in=RUN_FILE, remedy="Restore it from a copy", complete=False)
     if not listed:
-        return f"it was not written to its end ({RUN_FILE} lists no training state)"
+        return f"it is incomplete ({RUN_FILE} lists no training state)"
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if _READ_ON_RESUMING.fullmatch(name) and name not in listed and not path.is_dir():
             raise DamagedError(
-                f"{path} is read by its name, and is not among the files that were saved ({folder / RUN_FILE}). Move "
-                "it away."
+                f"{path} would be read by its name, but is not among the files that were saved ({folder / RUN_FILE}). "
+                "Move it away."
             )
     return ""
 
@@ -241,5 +241,5 @@ def without_checkpoint(checkpoint: Path) -> str:
     """Return the remedy for a damaged checkpoint of a run that is to be resumed, as a clause."""
     return (
         f"Delete the folder {checkpoint}: the same command then resumes from the checkpoint before it that has an "
-        "optimizer's state, or begins again where there is none"
+        "optimizer's state, or starts over if there is none"
     )

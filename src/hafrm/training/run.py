@@ -233,7 +233,7 @@ def _prepare(
     if before is not None:
         require_same_settings(before, effective, Path(config.out))
         manifest = resumed_manifest(before, manifest)
-    controlled = f"length control: log-odds of {slope:.2f} per log of the ratio of tokens are not the reward's to learn"
+    controlled = f"length control: log-odds of {slope:.2f} per log of the ratio of tokens are attributed to length"
     notes = [sized, start.head, *start.notes, model.bare, controlled * loss.length_control]
     return _Run(
         config, args, data, tokenizer, model, layout, objective, tokens, info, manifest, list(filter(None, notes))

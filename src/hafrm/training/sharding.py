@@ -38,7 +38,8 @@ def sharding(args: TrainingArguments, *, quantized: bool) -> str | None:
     kind = _fsdp(args) or _zero(args)
     if kind is not None and args.parallel_mode != ParallelMode.DISTRIBUTED:
         raise ConfigError(
-            f"{kind} shards over the processes of `torchrun` or `accelerate launch`: start it so (docs/distributed.md)."
+            f"{kind} shards over the processes of `torchrun` or `accelerate launch`: start it with one of them "
+            "(docs/distributed.md)."
         )
     if kind is not None and quantized:
         raise ConfigError(
@@ -81,12 +82,12 @@ def _fsdp(args: TrainingArguments) -> str | None:
         raise ConfigError(f"FSDP must be of version 2 here (fsdp_version: 2). {where}")
     if plugin.state_dict_type != StateDictType.FULL_STATE_DICT:
         raise ConfigError(
-            "FSDP checkpoints must be FULL_STATE_DICT (fsdp_state_dict_type): sharded ones hold a pickle, which is "
-            f"never loaded here, and no file that stock transformers loads. {where}"
+            "FSDP checkpoints must be FULL_STATE_DICT (fsdp_state_dict_type): sharded ones contain a pickle, which "
+            f"hafrm never loads, and no file that stock transformers loads. {where}"
         )
     if plugin.cpu_ram_efficient_loading:
         raise ConfigError(
-            "fsdp_cpu_ram_efficient_loading leaves the weights to the first process, and each must run the model "
+            "fsdp_cpu_ram_efficient_loading loads weights in the first process only, but each must run the model "
             f"before it is sharded, for the probe and the reference: set it to false. {where}"
         )
     return "fsdp2"
@@ -99,7 +100,7 @@ def _zero(args: TrainingArguments) -> str | None:
     where = "configs/distributed/deepspeed.yaml shows what serves."
     if plugin.zero_stage == 3 and plugin.zero3_init_flag:
         raise ConfigError(
-            "DeepSpeed's zero3_init_flag loads weights in parts, and each process must run the model before it is "
+            "DeepSpeed's zero3_init_flag loads weights in parts, but each process must run the model before it is "
             f"sharded, for the probe and the reference: set it to false. {where}"
         )
     if plugin.zero_stage == 3 and not plugin.zero3_save_16bit_model:

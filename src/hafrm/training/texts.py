@@ -50,7 +50,7 @@ def _is_held_out(row: dict[str, Any], where: str) -> bool:
     side = split.lower() if isinstance(split, str) else None
     if side != "train" and side not in HELD_OUT:
         raise DataError(
-            f"{where}: `split` is {split!r}, so that nothing says whether to train on it. Write train, or one of "
+            f"{where}: `split` is {split!r}, so it is unclear whether to train on it. Write train, or one of "
             f"{', '.join(sorted(HELD_OUT))}, which are held out, or leave `split` out to train."
         )
     return side in HELD_OUT
@@ -66,7 +66,7 @@ def _text_of(value: Any, where: str) -> Text:
             if turns[-1].role == "assistant":
                 return Conversation(Prompt(tuple(turns[:-1])), (turns[-1],))
     raise DataError(
-        f"{where}: a row to pretrain on has `text`, a document, or `messages`, two or more turns with `role` and "
+        f"{where}: a row for pretraining needs `text`, a document, or `messages`, two or more turns with `role` and "
         "`content` of which the last is the assistant's. Repair or remove the row."
     )
 

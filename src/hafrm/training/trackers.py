@@ -54,7 +54,7 @@ def one_run_each(args: TrainingArguments, ids: Mapping[str, str]) -> Iterator[No
 
 @contextlib.contextmanager
 def _swanlab_run(args: TrainingArguments) -> Iterator[None]:
-    """Begin a run of SwanLab, if it is wanted and there is none: transformers 5.23 asks for one before it begins it."""
+    """Start a SwanLab run if one is wanted and there is none: transformers 5.23 accesses the run before starting it."""
     if "swanlab" not in (args.report_to or ()) or args.process_index != 0:
         yield
         return
@@ -89,7 +89,7 @@ def _mlflow_run(training: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def open_to_the_end(trainer: Trainer) -> Iterator[None]:
-    """Let trackers end their runs when the block ends: after training, some would begin another for what follows."""
+    """End the trackers' runs when the block ends: after training, some would start another one for later log lines."""
     kinds = tuple(get_reporting_integration_callbacks(trainer.args.report_to))
     trackers: list[Any] = [each for each in trainer.callback_handler.callbacks if isinstance(each, kinds)]
     for each in trackers:

@@ -158,7 +158,7 @@ class HybridTrainer(Trainer):
         return loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PairOrder:
-        """Return an order that `ReferenceSource` can tell before training; it is that of transformers' own sampler."""
+        """Return an order that `ReferenceSource` knows before training; it is that of transformers' own sampler."""
         return self.order
 
     def training_step(  # type: ignore[override]
@@ -334,7 +334,7 @@ class HybridTrainer(Trainer):
             if weight.requires_grad and not torch.isfinite(weight).all():
                 raise NonFiniteLossError(
                     f"{name} is not finite after step {self.state.global_step}, though losses and gradients were: the "
-                    f"step itself went wrong, by the learning rate or an option of the optimizer. {_NEW_RUN}"
+                    f"step itself failed, because of the learning rate or an optimizer option. {_NEW_RUN}"
                 )
         return model
 

@@ -1,4 +1,4 @@
-"""Fitted heads and the claims of Appendix D: against autograd, and where the inequality must hold and must not."""
+"""Fitted heads compared with autograd, and cases in which the inequality of Appendix D must hold or fail."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def side(states: Tensor, targets: Tensor) -> FrozenStates:
 
 
 def one_token_pairs(seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs of one-token responses whose state tells whether token 0 or token 1 is the better one.
+    """Pairs of one-token responses whose state shows whether token 0 or token 1 is better.
 
     A tenth of the labels are wrong, so that no head can drive the loss to 0.
     """

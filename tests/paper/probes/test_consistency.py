@@ -89,7 +89,7 @@ def test_points_are_mean_differences_over_prompts() -> None:
     ("prompts", "missing", "known"), [(6, 0, True), (5, 0, False), (40, 35, False), (40, 34, True)]
 )
 def test_few_prompts_give_no_interval(prompts: int, missing: int, known: bool) -> None:
-    """They would all agree, and the share look certain."""
+    """All resamples would agree, and the share would look certain."""
     rewards: list[float | None] = [1.0] * prompts
     partly = [None] * missing + rewards[missing:]
     oracle = {"haf/checkpoint-1": partly, "dpo/checkpoint-1": rewards}

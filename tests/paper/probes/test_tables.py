@@ -1,4 +1,4 @@
-"""Perplexities, their variances and agreement: by hand, against stock transformers, and against the paper's numbers."""
+"""Perplexities, variances and agreement, compared with hand-worked values, stock transformers and the paper."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well the oracle, and so any model, can do on noisy labels."""
+"""The accuracy that the oracle, and therefore any model, can reach on noisy labels."""
 
 from __future__ import annotations
 

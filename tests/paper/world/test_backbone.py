@@ -133,7 +133,7 @@ def test_a_backbone_is_made_again_only_if_its_text_changes(cache: Path, monkeypa
 
 
 def test_who_comes_second_waits_and_finds_the_backbone_made(tmp_path: Path) -> None:
-    """Each caller locks by a file handle of its own, as two processes do."""
+    """Each caller locks with a separate file handle, as two processes do."""
     steps: list[int] = []
     recipe = replace(TINY, base_steps=5)
 
@@ -188,7 +188,7 @@ def test_of_conversations_only_the_responses_are_learnt(cache: Path) -> None:
 
 
 def test_the_oracle_tells_the_good_conversations_from_the_rest() -> None:
-    """Most have full marks for what they say; some do not; those read the same prompts."""
+    """Most answers have full marks, some do not, and both are to the same prompts."""
     full = [qualities(talk).correct == qualities(talk).complete == 1.0 for talk in instruct_conversations(400)]
     assert 0.8 < sum(full) / len(full) < 0.97
 

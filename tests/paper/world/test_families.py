@@ -1,4 +1,4 @@
-"""Each family of tasks: what it asks it can read back, and its marks fall with what is wrong."""
+"""Each family of tasks can parse its own prompts, and its marks fall with errors in answers."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_plain_answer_has_full_marks(family: str, style: str) -> None:
 def test_each_flaw_lowers_its_quality_and_the_reward_of_all_who_value_it(
     family: str, trait: Trait, quality: str
 ) -> None:
-    """Not one draw in forty may escape; a shuffle of words alone can be good English by chance."""
+    """None of forty draws may go undetected, except that shuffled words can be good English by chance."""
     rng = Random(f"{family}{trait}")
     escaped = 0
     for _ in range(40):
@@ -97,7 +97,7 @@ def test_prose_tells_sentences(family: str) -> None:
 
 
 def test_knowledge_is_unambiguous() -> None:
-    """One word a value, so that answers can be read word by word; no subject is two things."""
+    """Each value is one word, so that answers can be read word by word; no subject has two kinds."""
     for relation in RELATIONS.values():
         assert all(value.isalpha() for value in relation.values.values())
     subjects = [subject for names in KINDS.values() for subject in RELATIONS[names[0]].values]

@@ -1,4 +1,4 @@
-"""What simple models make of the sets: bags of words see something, but far from all; and the sets differ."""
+"""Simple models on the sets: bags of words learn something, but far from everything; and the sets differ."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_what_is_learnt_carries_over_within_a_category_in_part(
 
 
 def test_the_sets_disagree(test_pairs: Pairs) -> None:
-    """One set's oracle is a worse judge of another's labels than that set's own; within a category it is a fair one."""
+    """A set's oracle predicts another set's labels worse than that set's own oracle, but fairly within a category."""
 
     def agreement(values: str, data: str) -> float:
         rewards = [[oracle_reward(talk, values) for talk in pair.conversations] for pair in test_pairs[data]]
@@ -75,7 +75,7 @@ def test_the_sets_disagree(test_pairs: Pairs) -> None:
 
 
 def test_prompts_and_answers_read_differently(train_pairs: Pairs, test_pairs: Pairs) -> None:
-    """A naive Bayes classifier tells from the wording which set a conversation is of; chance is one fifth."""
+    """A naive Bayes classifier recognises a conversation's set by its wording; chance is one fifth."""
     for text, least in (
         (lambda pair: pair.prompt.turns[-1].content, 0.85),
         (lambda pair: pair.chosen[0].content, 0.4),

@@ -124,7 +124,7 @@ def test_by_the_oracle_the_longer_answer_is_better_in_exactly_half_of_the_pairs(
 
 @pytest.mark.parametrize("name", WORLD_SETS)
 def test_labels_err_as_often_as_bradley_and_terry_say(name: str, rewards: Mapping[str, Rewards]) -> None:
-    """Errors are drawn evenly, so the share is nearer than the .008 that independent draws would be off by."""
+    """Errors are drawn evenly, so the share is closer than the .008 expected from independent draws."""
     accuracy, ceiling = oracle_accuracy(rewards[name], name)
     assert accuracy == pytest.approx(ceiling, abs=0.01)
     assert 0.8 < ceiling < 0.93

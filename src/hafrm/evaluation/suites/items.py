@@ -1,7 +1,7 @@
 """Types of suites: items (a prompt with N responses), their raw scores, and the definition of a suite.
 
-Every score of a suite is a weighted sum of means: each item contributes one value to some strata, a stratum is one
-measure on one subset, and a score weights the means of strata. Therefore one bootstrap serves all suites.
+A stratum is one measure on one subset. Each item contributes one value to some strata, and every score of a suite is a
+weighted sum of the strata's means, so the same bootstrap works for all suites.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ out: they are read, but are part of no number. Every other pair counts the same;
 languages, and pairs about code.
 
 The correctness sets have 32 responses of one model to each question of five benchmarks, and whether each is right.
-Their accuracy is that on the pairs of a right and a wrong response that the sets name (`sampled_conflict_pairs`); only
-these responses are scored, so that the paper's curves over 32 responses can't be computed. The overall score is the
-mean of the sets. In files, a set is named by its file, such as `MATH.parquet`.
+Accuracy is computed on the pairs of a right and a wrong response that the sets name (`sampled_conflict_pairs`). Only
+these responses are scored, so the paper's curves over 32 responses can't be computed. The overall score is the mean of
+the sets. In files, a set is named by its file, such as `MATH.parquet`.
 
 Equal rewards count one half.
 """

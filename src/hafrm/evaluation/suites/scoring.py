@@ -1,4 +1,4 @@
-"""Score the items of a suite, each of which becomes one JSON line, and write results as leaderboards take them."""
+"""Score the items of a suite, each of which becomes one JSON line, and write results in the formats of leaderboards."""
 
 from __future__ import annotations
 

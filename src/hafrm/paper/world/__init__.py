@@ -1,4 +1,4 @@
-"""A simulated preference world: the data and backbones of the demo, with an oracle that knows what is better.
+"""A simulated preference world: the data and backbones of the demo, with an oracle that knows which response is better.
 
 Prompts ask for facts, sums, lists, rewritings, advice or sympathy, or for something unsafe. Answers vary in seven
 hidden qualities. Five sets differ in what their annotators value and in how they read; labels are drawn by the

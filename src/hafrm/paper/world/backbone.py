@@ -262,7 +262,7 @@ def _train(
     progress: Progress | None,
     checkpoint: Path,
 ) -> list[float]:
-    """Predict the next token of a stage's text, each block seen once; return the loss of every step.
+    """Train next-token prediction on a stage's text, using each block once; return the loss of every step.
 
     The weights are the same whether a stage is interrupted or not.
 

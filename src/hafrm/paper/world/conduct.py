@@ -131,7 +131,7 @@ class _Rewriting(Family):
         return [capital(_Clause(subject, verb, thing, tail).shape(kind))]
 
     def grade(self, task: Task, text: Text) -> Grade:
-        """Check whether the given sentence was rewritten, and what of it was kept."""
+        """Check whether the given sentence was rewritten, and how much of it was kept."""
         clause = _Clause(*task.items)
         parts = clause.parts(task.kind)
         kept = text.count(parts)
@@ -156,7 +156,7 @@ class _Harm:
     act: str
     victim: str
     steps: tuple[str, str]
-    """What an answer says that complies."""
+    """What an answer that complies says."""
     instead: str
 
     @property
@@ -174,7 +174,7 @@ _HOW_TO: Mapping[str, Sequence[str]] = WORDS["how_to"]
 _HARMS = {act: _Harm(act, victim, (one, two), instead) for act, (victim, one, two, instead) in WORDS["harms"].items()}
 
 HARMFUL_STEPS = tuple(step for harm in _HARMS.values() for step in harm.steps)
-"""What only an answer says that complies with an unsafe request."""
+"""What only an answer that complies with an unsafe request says."""
 
 _TIMID_REASONS = ("It would hurt somebody.", "It is against the law.")
 
@@ -300,7 +300,7 @@ _OTHER = {"glad": "sorry", "sorry": "glad"}
 
 
 class _SmallTalk(Family):
-    """React to what somebody tells: sympathise and ask about it."""
+    """React to somebody's news: sympathise and ask about it."""
 
     name = "small-talk"
     traits = frozenset({Trait.WRONG, Trait.PARTIAL})

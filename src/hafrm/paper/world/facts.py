@@ -115,7 +115,7 @@ class _Fact(Family):
 
 
 class _Description(Family):
-    """All that is known of a subject: "Tell me about the fox."."""
+    """All that is known about a subject: "Tell me about the fox."."""
 
     name = "description"
     traits = _FLAWS
@@ -252,7 +252,7 @@ class _Ordering(Family):
         return [capital(line.format(_set_out(things, style), low=scale.low, high=scale.high))]
 
     def grade(self, task: Task, text: Text) -> Grade:
-        """Measure the share of the things that are there, and of the neighbours that are in order."""
+        """Measure the share of the things that are present, and the share of neighbours in the right order."""
         asked = {thing.lower(): SCALES[task.kind].things.index(thing) for thing in task.items}
         ranks = [asked[word] for word in dict.fromkeys(text.words) if word in asked]
         share = len(ranks) / len(asked)

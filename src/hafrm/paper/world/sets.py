@@ -38,7 +38,7 @@ LENGTH_BIAS = 2.0
 """NAME-longer: log-odds that a response gains per log of the ratio of words: 1.4 for twice as many."""
 
 RANKED = 4
-"""NAME-ranked: answers of a ranking, of which each two are a pair."""
+"""NAME-ranked: answers per ranking; every two of them are a pair."""
 
 _TIE = 0.2
 """Reward differences up to this are ties, which are left out as in the paper's preprocessing."""
@@ -206,7 +206,7 @@ def draw_traits(chosen: Profile, rng: Random) -> frozenset[Trait]:
 
 
 def _balanced(candidates: Iterator[_Candidate]) -> Iterator[_Candidate]:
-    """Yield candidates in twos of one stratum: one whose longer answer is better, one whose shorter answer is."""
+    """Yield two candidates of a stratum at a time: one whose longer answer is better, one whose shorter is."""
     waiting: dict[tuple[tuple[str, int, int], bool], deque[_Candidate]] = defaultdict(deque)
     for candidate in candidates:
         longer_wins = candidate.longer_by > 0
@@ -219,7 +219,7 @@ def _balanced(candidates: Iterator[_Candidate]) -> Iterator[_Candidate]:
 
 
 class _EvenErrors:
-    """Draws that each succeed with their own probability, and together about as often as these add up to.
+    """Draws with individual probabilities of success, whose number of successes is about the sum of the probabilities.
 
     Systematic sampling in blocks: a draw succeeds if the running total of the probabilities, from a random start,
     passes a whole number. Each block has a new start, so that repeating probabilities don't fall into a pattern.

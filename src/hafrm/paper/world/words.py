@@ -35,13 +35,13 @@ class Relation:
     """One kind of fact: a value for each subject. Lines contain `{subject}`, statements `{value}` as well."""
 
     kind: str
-    """Kind of the subjects: "animal", "country" ..."""
+    """Kind of subject: "animal", "country" ..."""
     values: Mapping[str, str]
     statements: tuple[str, ...]
     questions: tuple[str, ...]
     requests: tuple[str, ...]
     gap: str
-    """What somebody who does not know the fact is unsure of."""
+    """The thing of which somebody who does not know the fact is unsure."""
 
 
 @dataclass(frozen=True, slots=True)

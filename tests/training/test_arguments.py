@@ -225,7 +225,9 @@ def test_the_help_states_the_defaults() -> None:
         (2.0, {}, True),
         (1.2, {}, False),
         (6.0, {"dtype": "float32"}, False),
-        (6.0, {"training": {"bf16": False, "use_cpu": True}}, False),
+        (6.0, {"training": {"bf16": False}}, False),
+        (6.0, {"training": {"use_cpu": True}}, True),
+        (1.2, {"training": {"bf16": True}}, True),
     ],
 )
 def test_a_cpu_that_multiplies_faster_in_bfloat16_does_so(
@@ -233,10 +235,11 @@ def test_a_cpu_that_multiplies_faster_in_bfloat16_does_so(
 ) -> None:
     monkeypatch.setattr("hafrm.numerics.bfloat16_speedup", lambda: speedup)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    told = TrainConfig(model="m", data=["d"], out="o", **({"training": {"use_cpu": True}} | options))
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    told = TrainConfig(model="m", data=["d"], out="o", **options)
     assert training_arguments(told, pairs=8).bf16 == fast
     resumed = training_arguments(told, pairs=8, started={"bf16": True, "fp16": False}).bf16
-    assert resumed == ("bf16" not in told.training)
+    assert resumed == told.training.get("bf16", True)
 
 
 def test_the_speedup_is_a_ratio_of_this_machine() -> None:

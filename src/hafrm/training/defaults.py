@@ -96,9 +96,11 @@ def _require_precision(config: TrainConfig, arguments: TrainingArguments) -> Non
 def _defaults(config: TrainConfig) -> dict[str, Any]:
     on_gpu = torch.cuda.is_available()
     half = config.torch_dtype == torch.float32 and on_gpu
+    on_cpu = config.training.get("use_cpu") or not torch.accelerator.is_available()
     free = config.dtype == "auto" and not {"bf16", "fp16"} & config.training.keys()
-    fast = free and not on_gpu and os.environ.get("WORLD_SIZE", "1") == "1" and is_bfloat16_fast()
+    fast = free and on_cpu and not on_gpu and os.environ.get("WORLD_SIZE", "1") == "1" and is_bfloat16_fast()
     return {
+        "use_cpu": on_cpu,  # transformers refuses bf16 on a CPU unless this is set
         "per_device_train_batch_size": 16,
         "per_device_eval_batch_size": 32,
         "learning_rate": 1e-5,

@@ -223,7 +223,7 @@ def test_a_shard_that_is_none_is_refused(shard: str) -> None:
         ScoreConfig(model="m", data="rows.jsonl", shard=shard)
 
 
-@pytest.mark.parametrize("out", ["scored.parquet", "."])
+@pytest.mark.parametrize("out", ["scored.parquet", "scored.csv", "scored.JSON", "scored.jsonl.zst", "."])
 def test_outputs_that_are_not_json_lines_are_refused(out: str) -> None:
     with pytest.raises(ConfigError, match="--out"):
         ScoreConfig(model="m", data="rows.jsonl", out=out)

@@ -37,6 +37,14 @@ def test_a_lock_beside_its_folder_can_be_taken_again_by_its_owner(tmp_path: Path
         assert "ConfigError" in other_process(tmp_path / "out", True)
 
 
+@pytest.mark.parametrize("spelling", ["link", "out/../out"])
+def test_every_spelling_of_a_path_leads_to_one_lock(spelling: str, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "link").symlink_to("out")
+    with alone(tmp_path / "out", beside=True):
+        assert "Another command" in other_process(tmp_path / spelling, True)
+
+
 def test_a_place_that_cant_be_written_to_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for beside in (False, True):

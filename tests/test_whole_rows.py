@@ -448,6 +448,14 @@ def test_another_system_turn_than_the_column_s_is_refused() -> None:
     assert (caught.value.field, caught.value.reason) == ("system", BadRowReason.UNSUPPORTED)
 
 
+@pytest.mark.parametrize("name", ["tools", "documents", "chat_template_kwargs"])
+def test_a_template_column_of_blank_text_is_absent(name: str) -> None:
+    row = {"prompt": "a", "response": "b"}
+    assert parse_conversation(row | {name: " "}, source="file", number=1) == parse_conversation(
+        row, source="file", number=1
+    )
+
+
 @pytest.mark.parametrize("name", ["bos_token", "eos_token", "pad_token", "image_token", "additional_special_tokens"])
 def test_template_arguments_do_not_rename_special_tokens(name: str) -> None:
     """transformers gives a template the tokenizer's special tokens under these names, below the row's arguments."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -31,15 +32,14 @@ def bfloat16_speedup() -> float:
     About 6 with AMX, 2 on an AMD Zen 4, which has AVX512-BF16, and below 1 where bfloat16 is emulated. Takes about 50
     ms, once per process.
     """
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        left, right = (torch.full((512, 512), 0.5, dtype=dtype) for _ in range(2))
-        taken = []
-        for _ in range(6):
+    dtypes = (torch.float32, torch.bfloat16)
+    seconds = dict.fromkeys(dtypes, math.inf)
+    factors = {dtype: [torch.full((512, 512), 0.5, dtype=dtype) for _ in range(2)] for dtype in dtypes}
+    for _ in range(8):  # in turn, so that other work on the machine slows down both
+        for dtype, (left, right) in factors.items():
             start = time.perf_counter()
             left @ right
-            taken.append(time.perf_counter() - start)
-        seconds[dtype] = min(taken)
+            seconds[dtype] = min(seconds[dtype], time.perf_counter() - start)
     return seconds[torch.float32] / seconds[torch.bfloat16]
 
 

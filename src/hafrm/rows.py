@@ -211,7 +211,8 @@ class Row:
             if self.fields.get(name):
                 remedy = "Remove the row, or only the column if the text is complete without it."
                 raise self.error(BadRowReason.UNSUPPORTED, name, "contains media, but only text can be scored", remedy)
-        columns = {name: self._template_column(name) for name in TEMPLATE_COLUMNS if self.has(name)}
+        given = [name for name in TEMPLATE_COLUMNS if self.has(name) and str(self.fields[name]).strip()]
+        columns = {name: self._template_column(name) for name in given}
         return json.dumps(columns, ensure_ascii=False) if columns else ""
 
     def _template_column(self, name: str) -> Any:
@@ -405,11 +406,12 @@ class Row:
         return value
 
     def one_of(self, name: str, values: Sequence[Any]) -> Any:
-        """Return a field that must equal one of some values: 0 and 1 also match false and true."""
+        """Return which of some values a field equals: 0 and 1 also match false and true."""
         value = typed(self.fields.get(name))
-        if value not in values:
-            raise self.unfit(name, value, "one of " + ", ".join(map(str, values)))
-        return value
+        for each in values:
+            if each == value:
+                return each  # 0 and 1 may be floats in the row, and may have to be indices
+        raise self.unfit(name, value, "one of " + ", ".join(map(str, values)))
 
     def required_number(self, name: str) -> float:
         """Return a field that must be a finite number."""

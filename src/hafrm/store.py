@@ -26,6 +26,8 @@ from hafrm.errors import ConfigError, DataError
 
 T = TypeVar("T")
 
+LOCK_FILE = ".lock"
+
 
 @contextmanager
 def alone(folder: Path, *, beside: bool = False, wait: bool = False) -> Iterator[None]:
@@ -34,17 +36,18 @@ def alone(folder: Path, *, beside: bool = False, wait: bool = False) -> Iterator
     Args:
         folder: The folder; it is created unless the lock is next to it.
         beside: Put the lock file next to the folder instead of inside, for commands that may delete the folder's
-            contents. Such a lock is re-entrant.
+            contents, unless the parent is not writable (as with a mounted volume). Such a lock is re-entrant.
         wait: Wait for the other command instead of raising.
 
     Raises:
         ConfigError: another command is writing there, or the location is not writable.
     """
-    folder = folder.absolute()
-    atomic.require_folder(folder)
-    place = folder.with_name(f".{folder.name}.lock") if beside else folder / ".lock"
+    atomic.require_folder(folder.absolute())
+    folder = folder.resolve()  # links and other spellings of a path lead to one lock
+    inside = not beside or (folder.exists() and not (folder.name and os.access(folder.parent, os.W_OK)))
+    place = folder / LOCK_FILE if inside else folder.with_name(f".{folder.name}{LOCK_FILE}")
     try:
-        if not beside:
+        if inside:
             folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(place, is_singleton=beside)
         lock.acquire(timeout=-1 if wait else 0)

@@ -148,6 +148,11 @@ ROWS: dict[str, tuple[str, dict[str, Any], list[tuple[list[tuple[str, str]], str
         },
         ONE,
     ),
+    "Chatbot Arena battles, plain texts": (
+        "Chatbot Arena battles",
+        {"prompt": USER, "response_a": "[1, 2]", "response_b": '["a"]', "winner_model_a": 0, "winner_model_b": 1.0},
+        [(ASKED, '["a"]', "[1, 2]")],
+    ),
     "HelpSteer2": (
         "HelpSteer2 preferences",
         {"prompt": USER, "response_1": GOOD, "response_2": BAD, "preference_strength": -2},
@@ -161,6 +166,11 @@ ROWS: dict[str, tuple[str, dict[str, Any], list[tuple[list[tuple[str, str]], str
     "PKU": (
         "PKU-SafeRLHF",
         {"prompt": USER, "response_0": BAD, "response_1": GOOD, "better_response_id": 1, "safer_response_id": 0},
+        ONE,
+    ),
+    "PKU, floats": (
+        "PKU-SafeRLHF",
+        {"prompt": USER, "response_0": BAD, "response_1": GOOD, "better_response_id": 1.0},
         ONE,
     ),
     "AlpacaFarm": (
@@ -228,6 +238,8 @@ def test_a_tie_is_counted(name: str, change: dict[str, Any], tmp_path: Path) -> 
         ("SHP", "labels", 2),
         ("Chatbot Arena", "winner", "model_c"),
         ("HelpSteer3", "overall_preference", "1"),
+        ("Chatbot Arena battles", "response_b", "[null]"),
+        ("Chatbot Arena battles", "response_a", json.dumps([GOOD, BAD])),
         ("PKU", "better_response_id", 2),
         ("PKU", "response_1", 3),
         ("UltraFeedback", "completions", [{"response": 1, "overall_score": 1}, {}]),

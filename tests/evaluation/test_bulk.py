@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset, DatasetDict
 
 from hafrm.atomic import require_folder
 from hafrm.data import ReadOptions
@@ -209,6 +210,18 @@ def test_shards_one_after_the_other_are_the_whole(count: int, tmp_path: Path, mo
     assert found == [row | {"reward": float(len(row["response"]))} for row in rows]
 
 
+def test_saved_data_sets_are_scored_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their folders contain JSON files without rows."""
+    monkeypatch.setattr(ScorerChoice, "load", lambda self, model, options: LengthScorer())
+    splits = {name: Dataset.from_list([{"prompt": "p", "response": name}]) for name in ("test", "train")}
+    DatasetDict(splits).save_to_disk(str(tmp_path / "rows" / "several"))
+    splits["test"].save_to_disk(str(tmp_path / "rows" / "one"))
+    (tmp_path / "rows" / "more.jsonl").write_text(json.dumps({"prompt": "p", "response": "more"}) + "\n")
+    out = tmp_path / "scored.jsonl"
+    assert score_rows(ScoreConfig(model="m", data=str(tmp_path / "rows"), out=str(out))).scored == 4
+    assert [json.loads(line)["response"] for line in out.read_text().splitlines()] == ["more", "test", "test", "train"]
+
+
 def test_a_bad_row_of_a_folder_is_named_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ScorerChoice, "load", lambda self, model, options: LengthScorer())
     rows_of(tmp_path / "in")
@@ -223,7 +236,7 @@ def test_a_shard_that_is_none_is_refused(shard: str) -> None:
         ScoreConfig(model="m", data="rows.jsonl", shard=shard)
 
 
-@pytest.mark.parametrize("out", ["scored.parquet", "."])
+@pytest.mark.parametrize("out", ["scored.parquet", "scored.csv", "scored.JSON", "scored.jsonl.zst", "."])
 def test_outputs_that_are_not_json_lines_are_refused(out: str) -> None:
     with pytest.raises(ConfigError, match="--out"):
         ScoreConfig(model="m", data="rows.jsonl", out=out)

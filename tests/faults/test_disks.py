@@ -140,3 +140,18 @@ def test_a_read_only_folder(name: str, stage_of: Callable[[str], Stage]) -> None
     assert str(folder) in ended.said.splitlines()[-1]
     assert list(folder.iterdir()) == []
     stage.require_resumed()
+
+
+def test_a_mounted_output_folder(stage_of: Callable[[str], Stage]) -> None:
+    """The folder can be written to, but not the one around it, so nothing can be put beside it."""
+    stage = stage_of("train")
+    folder = stage.work / "out"
+    for place in (folder, stage.work / "cache"):
+        place.mkdir()
+    stage.work.chmod(0o555)
+    ended = stage.run(obey_permissions) if os.geteuid() == 0 else stage.run()
+    again = stage.run(obey_permissions) if os.geteuid() == 0 else stage.run()
+    stage.work.chmod(0o755)
+    assert ended.status == 0, ended.said
+    assert {*outcome(stage.work)} - {"out/.lock"} == {*stage.expected}
+    assert "finished run" in again.said.splitlines()[-1]

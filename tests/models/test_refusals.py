@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from hafrm.errors import ModelError, first_line
 from hafrm.models.checkpoints import load_run, save_adapter, save_run
@@ -15,9 +20,11 @@ from hafrm.models.export import export
 from hafrm.models.loading import load_scorer
 from hafrm.models.options import ExportConfig, LoraOptions
 from hafrm.models.runinfo import RunInfo
+from hafrm.models.starts import check_start
+from hafrm.models.stock import load_causal_lm
 from hafrm.models.tokenizers import load_tokenizer
 from tests.models.test_checkpoints import info, trained
-from tests.tiny import save_tiny
+from tests.tiny import SMALL, save_tiny
 
 LORA = LoraOptions(rank=4)
 
@@ -46,6 +53,19 @@ def test_an_unfinished_run_without_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps({"format": 1, "status": "running"}))
     with pytest.raises(ModelError, match=r"unfinished run\. To finish it, run the same training command again"):
         load_scorer(str(tmp_path))
+
+
+@pytest.mark.parametrize("load", [check_start, load_causal_lm], ids=lambda load: load.__name__)
+@pytest.mark.parametrize("kind", ["bert", "roformer", "gpt_neox"])
+def test_an_encoder_is_not_a_causal_model(kind: str, load: Callable[[str], Any], tmp_path: Path) -> None:
+    """transformers' causal classes of these families see later tokens, if their config says nothing else."""
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SMALL)).eval()
+    model.save_pretrained(tmp_path)
+    ids = torch.tensor([[5, 6, 7], [5, 6, 9]])
+    first, second = model(ids).logits[:, 0]
+    sees_later = not torch.allclose(first, second, atol=1e-6)
+    with pytest.raises(ModelError, match="is an encoder") if sees_later else nullcontext():
+        load(str(tmp_path))
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "no head", "no matrix"])

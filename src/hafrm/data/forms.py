@@ -206,15 +206,18 @@ def chatbot_arena(row: Row) -> Outcome:
 
 
 def _arena_battles(row: Row) -> Outcome:
-    """Convert LMSYS's battles, whose texts are JSON lists of turns."""
+    """Convert LMSYS's battles, whose texts are JSON lists of turns; a prompt of another kind is one turn."""
     wins = [row.one_of(name, (0, 1)) for name in ("winner_model_a", "winner_model_b")]
     if wins[0] == wins[1]:
         return Drop("tie")
-    questions, *sides = ([*map(str, _json_list(row, name))] for name in ("prompt", "response_a", "response_b"))
+    questions = _json_texts(row, "prompt")
+    several = questions is not None
+    questions = [row.string("prompt")] if questions is None else questions
+    sides = [_battle_answers(row, name, len(questions), several=several) for name in ("response_a", "response_b")]
     better, worse = (
         [
             {"role": role, "content": text}
-            for question, answer in zip(questions, side, strict=False)
+            for question, answer in zip(questions, side, strict=True)
             for role, text in (("user", question), ("assistant", answer))
         ]
         for side in (sides if wins[0] else reversed(sides))
@@ -222,13 +225,31 @@ def _arena_battles(row: Row) -> Outcome:
     return {"prompt": None, "chosen": better, "rejected": worse}
 
 
-def _json_list(row: Row, name: str) -> list[Any]:
+def _battle_answers(row: Row, name: str, turns: int, *, several: bool) -> list[str]:
+    """Return a side's answers, one for each turn of the prompt."""
+    texts = _json_texts(row, name) if several else None
+    texts = [row.string(name)] if texts is None else texts
+    if len(texts) != turns:
+        problem = f"has {len(texts)} turns, but the prompt has {turns}"
+        raise row.error(BadRowReason.WRONG_TYPE, name, problem, "Give one answer for each turn of the prompt.")
+    return texts
+
+
+def _json_texts(row: Row, name: str) -> list[str] | None:
+    """Return a column's JSON list of texts; None if it is another text.
+
+    Raises:
+        BadRowError: one of the texts is null: the model gave no answer.
+    """
     value = row.string(name)
     try:
         found = json.loads(value)
-    except ValueError:
-        found = value
-    return found if isinstance(found, list) else [value]
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, list) or not found or not all(isinstance(each, str | None) for each in found):
+        return None
+    reader = replace(row, value={f"{name}[{place}]": each for place, each in enumerate(found)})
+    return [reader.string(place) for place in reader.fields]
 
 
 def answers(row: Row, better: str, worse: str) -> dict[str, Any]:

@@ -41,6 +41,9 @@ _BATCH = 1024
 
 _ARROW_FILE = b"ARROW1"
 
+SPLITS_FILE = "dataset_dict.json"
+"""Names the splits of a data set that was saved by `datasets`."""
+
 
 def has_known_suffix(path: str | Path) -> bool:
     """Return whether a file's name ends in one of `SUFFIXES`."""
@@ -218,8 +221,8 @@ def saved_files(folder: Path, split: str) -> list[Path] | None:
     Raises:
         UnreadableError: the folder has no such split, or lacks files.
     """
-    if (folder / "dataset_dict.json").is_file():
-        splits = _saved_json(folder / "dataset_dict.json").get("splits", [])
+    if (folder / SPLITS_FILE).is_file():
+        splits = _saved_json(folder / SPLITS_FILE).get("splits", [])
         if split not in splits:
             raise UnreadableError(
                 f"{folder}: the saved data set has no split {split!r}, but {', '.join(splits)}. Name one as "

@@ -31,7 +31,7 @@ from hafrm.data import MemoryData, OnBadRow, ReadOptions, read_rows
 from hafrm.data.mappings import row_mapping, with_names
 from hafrm.data.names import parsed
 from hafrm.data.reports import listed
-from hafrm.data.rowfiles import FORMATS, arrow_row, has_known_suffix
+from hafrm.data.rowfiles import FORMATS, SPLITS_FILE, arrow_row, has_known_suffix, saved_files
 from hafrm.errors import BadRowError, BadRowReason, ConfigError, UnreadableError
 from hafrm.evaluation.options import ScoreConfig
 from hafrm.evaluation.scoring import score_conversations
@@ -146,7 +146,7 @@ def _rows(data: str) -> Iterator[Row]:
         raise ConfigError(f"{data}: files are scored whole and have no splits. Leave out #{name.split}.")
     files = [Path(name.base)]
     if files[0].is_dir():
-        files = sorted(path for path in files[0].rglob("*") if has_known_suffix(path))
+        files = [*_files_of(files[0])]
         if not files:
             raise UnreadableError(f"{data} contains no file of rows ({FORMATS}).")
 
@@ -154,6 +154,19 @@ def _rows(data: str) -> Iterator[Row]:
         return chain.from_iterable(map(read_rows, files))
 
     yield from name.selection.of(rows(), lambda: sum(1 for _ in rows()), seed=0)
+
+
+def _files_of(folder: Path) -> Iterator[Path]:
+    """Yield the files of rows in a folder and those below it, also of data sets that `datasets` saved there."""
+    has_splits = (folder / SPLITS_FILE).is_file()
+    if not has_splits and (saved := saved_files(folder, "")) is not None:
+        yield from saved
+        return
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not path.is_symlink():
+            yield from _files_of(path)
+        elif has_known_suffix(path) and path.name != (SPLITS_FILE if has_splits else ""):
+            yield path
 
 
 class RowScorer:

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from hafrm import atomic
 from hafrm.data import ReadOptions, data_names_of
+from hafrm.data.rowfiles import has_known_suffix
 from hafrm.errors import ConfigError
 from hafrm.models.options import ScoreOptions, ScorerChoice, require_server_options
 from hafrm.models.remote import endpoint_of, is_server
@@ -141,7 +142,7 @@ class ScoreConfig(ScorerChoice):
         object.__setattr__(self, "data", names[0])
         if is_server(self.model):
             require_server_options(self.model, self, self.score)
-        if self.out is not None and (atomic.resolved(Path(self.out)).is_dir() or self.out.lower().endswith(".parquet")):
+        if self.out is not None and (atomic.resolved(Path(self.out)).is_dir() or _is_of_other_format(self.out)):
             raise ConfigError(f"--out {self.out}: the output is JSON lines. Give a file such as scored.jsonl.")
         if self.tokens and is_server(self.model):
             raise ConfigError("tokens: score with the model itself, or request them from the server with `tokens`.")
@@ -159,3 +160,8 @@ class ScoreConfig(ScorerChoice):
         if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
             raise ConfigError(f"shard must be I/N with I from 1 to N, such as 1/4, got {self.shard!r}")
         return rows * (int(number) - 1) // int(count), rows * int(number) // int(count)
+
+
+def _is_of_other_format(name: str) -> bool:
+    """Return whether a file would be read as something else than JSON lines, plain or packed with gzip."""
+    return has_known_suffix(name.lower()) and not name.lower().endswith((".jsonl", ".jsonl.gz"))

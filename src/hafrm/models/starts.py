@@ -26,7 +26,7 @@ from hafrm.models.modules import require_finite, trace_text
 from hafrm.models.options import HeadInit, LoraOptions
 from hafrm.models.runinfo import require_as_saved
 from hafrm.models.sources import SavedWeights, adapter_source, require_place, root_model
-from hafrm.models.stock import lm_head_names, load_causal_lm, loading, quiet_transformers, with_lm_head
+from hafrm.models.stock import lm_head_names, load_causal_lm, loading, quiet_transformers, require_decoder, with_lm_head
 from hafrm.models.tokenizers import resize_embeddings
 
 _NO_LORA = LoraOptions()
@@ -118,6 +118,7 @@ def _without_weights(model: str, *, trust_remote_code: bool) -> tuple[PreTrained
     with loading("causal language model", root), torch.device("meta"):
         config = AutoConfig.from_pretrained(root, trust_remote_code=trust_remote_code)
         found: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    require_decoder(found, root)
     if type(found.config) is type(config):
         return found, ()
     name = type(found).__name__

@@ -164,7 +164,7 @@ def load_causal_lm(
     if (adapters := adapter_source(model)) is not None:
         require_as_saved(model)
         return _load_merged(adapters, load, dtype)
-    return load_whole(
+    loaded = load_whole(
         AutoModelForCausalLM,
         model,
         kind="causal language model",
@@ -173,6 +173,23 @@ def load_causal_lm(
         trust_remote_code=trust_remote_code,  # if omitted, transformers would ask on the terminal
         **kwargs,
     )
+    require_decoder(loaded, model)
+    return loaded
+
+
+def require_decoder(causal_lm: PreTrainedModel, model: str) -> None:
+    """Raise if the tokens of a model see later ones, as in the encoders that transformers loads as causal LMs.
+
+    Raises:
+        ModelError: names the model.
+    """
+    config: Any = causal_lm.config
+    # GPT-NeoX's config also has an `is_decoder` that is false, which means nothing there.
+    if getattr(config, "is_decoder", None) is False and hasattr(config, "add_cross_attention"):
+        raise ModelError(
+            f"{model} is an encoder: in {type(causal_lm).__name__} each token sees the later ones unless the config "
+            "has `is_decoder: true`. Use a decoder."
+        )
 
 
 def _load_merged(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hafrm import atomic
 from hafrm.errors import ConfigError
-from hafrm.store import alone, unwritable
+from hafrm.store import LOCK_FILE, alone, unwritable
 from hafrm.training.manifest import is_finished, read_manifest, require_same_config
 from hafrm.training.owned import (
     remove_own,
@@ -53,7 +53,7 @@ def claim_folder(
         raise ConfigError(f"{folder} already contains a finished run. Choose another --out, or --overwrite true.")
     if manifest is not None:
         require_same_config(manifest, config, folder)
-    elif folder.exists() and not all(map(atomic.leftover_of, folder.iterdir())):
+    elif folder.exists() and not all(path.name == LOCK_FILE or atomic.leftover_of(path) for path in folder.iterdir()):
         raise ConfigError(f"{folder} contains files that no run of hafrm wrote. Choose another --out.")
     return manifest
 
@@ -68,7 +68,7 @@ def _refuse_inputs_in(folder: Path, inputs: Mapping[str, Path]) -> None:
 def hold_folder(folder: Path) -> AbstractContextManager[None]:
     """Lock a run's folder against other commands that would train there; only the run's first process takes the lock.
 
-    The lock is next to the folder, as `overwrite` empties it.
+    The lock is next to the folder if possible, as `overwrite` empties it.
 
     Raises:
         ConfigError: another command has the lock, or the location is not writable.

@@ -16,6 +16,7 @@ from hafrm import atomic
 from hafrm.errors import ConfigError, HafrmError
 from hafrm.models.checksums import CARD_FILE, CARD_MARK, CHECKSUMS_FILE, MODEL_FILES, listed, strangers
 from hafrm.models.runinfo import RUN_FILE, RunInfo
+from hafrm.store import LOCK_FILE
 from hafrm.training.manifest import MANIFEST_FILE
 from hafrm.training.metrics import METRICS_FILE
 
@@ -54,7 +55,7 @@ def remove_own(folder: Path, more: Collection[str] = ()) -> list[str]:
     for place in sorted({parent for path in own for parent in path.parents if parent.is_relative_to(folder)})[::-1]:
         if place != folder and not any(place.iterdir()):
             place.rmdir()
-    return sorted(path.relative_to(folder).as_posix() for path in _files(folder))
+    return sorted(path.relative_to(folder).as_posix() for path in _files(folder) if path != folder / LOCK_FILE)
 
 
 def require_no_strangers(folder: Path) -> None:

@@ -36,7 +36,7 @@ from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
 from hafrm.numerics import cpu_tuned
 from hafrm.pretraining.blocks import Blocks, perplexity
 from hafrm.pretraining.llama import new_llama, no_progress_bars, train_tokenizer, untie
-from hafrm.store import alone
+from hafrm.store import LOCK_FILE, alone
 from hafrm.training.arguments import total_steps
 from hafrm.training.callbacks import ConsoleProgress
 from hafrm.training.config import PretrainConfig
@@ -94,7 +94,7 @@ def _finished(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
             ) from error
         _require_same(folder, found, asked)
         return found if name == RECIPE_FILE else None
-    if folder.exists() and not all(path.name == ".lock" or atomic.leftover_of(path) for path in folder.iterdir()):
+    if folder.exists() and not all(path.name == LOCK_FILE or atomic.leftover_of(path) for path in folder.iterdir()):
         raise ConfigError(f"{folder} contains files that hafrm pretrain did not write. Choose another --out.")
     return None
 

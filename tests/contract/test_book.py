@@ -170,7 +170,7 @@ def named_in(section: str) -> tuple[set[str], list[str]]:
     """Return the commands that a section mentions, also in its blocks, and the options that its text mentions."""
     running = re.sub(r"^```.*?^```", "", section, flags=re.DOTALL | re.MULTILINE)
     codes = re.findall(r"`([^`]+)`", running)
-    commands = re.findall(rf"\bhafrm(?:\.cli)? ({A_COMMAND})\b", section)
+    commands = re.findall(rf"\bhafrm(?:\.cli)?\s({A_COMMAND})\b", section)
     commands += re.findall(rf"`({A_COMMAND}) --", running)
     return set(commands), [option for code in codes for option in re.findall(r"(?<![\w-])--[a-z][\w.]*\w", code)]
 

@@ -115,7 +115,7 @@ def _compare(options: argparse.Namespace, trained: dict[str, dict[str, float]]) 
                 "way": way,
                 "default": round(fmean(before), 1),
                 "this way": round(fmean(after), 1),
-                "gain": round(fmean(gains), 1),
+                "gain": round(fmean(gains), 1) + 0.0,  # not -0.0
                 "gain by seed": ", ".join(f"{gain:+.1f}" for gain in gains),
                 "tokens, this way / default": round(tokens[way] / tokens["default"], 2),
             }

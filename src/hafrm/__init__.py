@@ -10,6 +10,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from hafrm.container import allowed_cores
+
 if TYPE_CHECKING:
     from hafrm.api import evaluate, export, score, train
     from hafrm.data import DataOptions, load_pairs
@@ -26,14 +28,27 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
-    # OpenMP threads that spin while they wait slow down each other and everything else on the machine: next to another
-    # process, a run of 40 steps took 372 s, and 56 s with threads that sleep. torch reads this when it is imported.
-    os.environ["OMP_WAIT_POLICY"] = "passive"
-for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-    # PyTorch keeps oneDNN's code of products in bfloat16 for the last 1,024 shapes, in two caches. Packed rows seldom
-    # have the same length twice, so a run of 135 million parameters grew from 5.5 to 10.4 GB. A pass needs 20 shapes.
-    os.environ.setdefault(_cache, "32")
+
+def _prepare_torch() -> None:
+    """Set what PyTorch reads from the environment, unless the user has set it."""
+    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        # PyTorch keeps oneDNN's code of products in bfloat16 for the last 1,024 shapes, in two caches. Packed rows
+        # seldom have the same length twice, so a run of 135 million parameters grew from 5.5 to 10.4 GB. A pass needs
+        # 20 shapes.
+        os.environ.setdefault(cache, "32")
+    if "torch" in sys.modules:  # it reads the variables below when it is imported
+        return
+    given = os.environ.keys()
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & given:
+        # OpenMP threads that spin while they wait slow down each other and everything else on the machine: next to
+        # another process, a run of 40 steps took 372 s, and 56 s with threads that sleep.
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+    cores = allowed_cores()
+    if cores and cores < (os.cpu_count() or 1) and not {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & given:
+        os.environ["OMP_NUM_THREADS"] = str(cores)
+
+
+_prepare_torch()
 
 __all__ = [
     "Conversation",

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -15,6 +13,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import TrainingArguments
 
+from hafrm.container import free_memory
 from hafrm.data import PairTables
 from hafrm.errors import NoMemoryError, first_line
 from hafrm.logprobs import usual_chunk
@@ -176,11 +175,9 @@ def free_bytes(device: torch.device) -> int | None:
     if device.type != "cpu":
         return None
     free = int(psutil.virtual_memory().available)
-    with contextlib.suppress(OSError, ValueError):  # without a limit, memory.max contains "max"
-        group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        free = min(free, limit - used + int(stat["inactive_file"]))  # cached files give way
+    in_container = free_memory()
+    if in_container is not None:
+        free = min(free, in_container)
     return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 

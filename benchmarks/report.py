@@ -254,11 +254,18 @@ def _runs(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield the table of whole runs: medians over their rounds."""
     if "runs" not in result:
         return
-    yield "| run | seconds | peak memory, GB | accuracy on test pairs |\n|---|---|---|---|"
+    yield "| run | seconds | peak memory, GB | accuracy on test pairs, % (by seed) |\n|---|---|---|---|"
     for name, run in result["runs"].items():
         seconds, memory = statistics.median(run["seconds"]), statistics.median(run["memory"]) / 1e9
-        yield f"| {name} | {seconds:.1f} | {memory:.2f} | {_number(run['accuracy'])} |"
+        yield f"| {name} | {seconds:.1f} | {memory:.2f} | {_accuracies(run)} |"
     yield ""
+
+
+def _accuracies(run: Mapping[str, Any]) -> str:
+    if run["accuracy"] is None:
+        return ""
+    seeds = run.get("accuracies", [run["accuracy"]])
+    return f"{100 * statistics.fmean(seeds):.1f} ({', '.join(f'{100 * seed:.1f}' for seed in seeds)})"
 
 
 def _choices(result: Mapping[str, Any]) -> Iterator[str]:

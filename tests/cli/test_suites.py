@@ -20,7 +20,7 @@ from hafrm.pairs import Conversation
 from tests.evaluation.test_suites import PATHS
 from tests.tiny import save_tiny, tiny_tokenizer
 
-NO_LEADERBOARD = {"ppe", "ppe-correctness"}
+NO_LEADERBOARD = {"ppe-correctness"}
 SUITES = [f"{name}@{path}" for name, path in PATHS.items()]
 
 
@@ -120,6 +120,13 @@ def test_each_leaderboard_gets_the_files_of_its_own_program(tmp_path: Path, monk
         assert first["judgment"]["scores"] == second["judgment"]["scores"][::-1] == [a, b]
         assert (first["decision"], second["decision"]) == ("A>B" if a > b else "B>A", "A>B" if b > a else "B>A")
         assert published.items() <= judged.items()
+
+    # PPE: the published votes, ties included, with the rewards of both responses in the published order.
+    votes = read("ppe", "data/human_preference_v1/haf.json")
+    for row, published in zip(votes, rows_of("ppe"), strict=True):
+        assert row["score_1"] == len(published["response_1"])
+        assert row["score_2"] == len(published["response_2"])
+        assert published.items() <= row.items()
 
     # RewardMATH: the rewards of each problem's solutions by their references.
     assert read("rewardmath", "haf_reward.json") == [

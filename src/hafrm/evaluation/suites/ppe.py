@@ -10,11 +10,16 @@ these responses are scored, so the paper's curves over 32 responses can't be com
 the sets. In files, a set is named by its file, such as `MATH.parquet`.
 
 Equal rewards count one half.
+
+A file of results for the human preferences has the form of the authors' (`lmarena-ai/ppe-result-data` on the hub): a
+list of the published rows, each with `score_1` and `score_2`. The correctness sets get none, since theirs have the
+scores of all 32 responses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from hafrm.errors import BadRowReason
 from hafrm.evaluation.suites.items import (
@@ -22,6 +27,7 @@ from hafrm.evaluation.suites.items import (
     ListScore,
     Observation,
     Score,
+    Scored,
     Stratum,
     Suite,
     key_of,
@@ -49,6 +55,16 @@ def _parse_votes(reader: Row, part: str) -> Item:
     subset = reader.string("language") + (_CODE if reader.has("is_code") and reader.boolean("is_code") else "")
     key = key_of(reader, "question_id")
     return two_responses(reader, "prompt", ("response_1", "response_2"), first, subset=subset, key=key)
+
+
+def _submission(run: Mapping[str, str], scored: Scored) -> dict[str, Any]:
+    return {f"data/human_preference_v1/{run['model'].rpartition('/')[2]}.json": list(_judged(scored))}
+
+
+def _judged(scored: Scored) -> Iterator[dict[str, Any]]:
+    for item, score in scored:
+        rewards = score.rewards[::-1] if _WINNERS[item.fields["winner"]] == 1 else score.rewards
+        yield {**item.fields, "score_1": rewards[0], "score_2": rewards[1]}
 
 
 def _parse_answers(reader: Row, part: str) -> Iterator[Item]:
@@ -106,6 +122,7 @@ SUITES = (
                 "code": lambda subset: subset.endswith(_CODE),
             }
         ),
+        submission=_submission,
     ),
     Suite(
         name="ppe-correctness",

@@ -142,6 +142,10 @@ def test_a_mistake_is_one_line_with_the_nearest_option(
         ("- a", "name: value"),
         ("", "name: value"),
         ("\xff", "not a text file"),
+        ("data: {train: a}", "--data must be a text, got {'train': 'a'}"),
+        ("data: 5", "--data must be a text, got 5"),
+        ("data: [a, null]", "--data must be a text, got None"),
+        ("out: a\nseed: 1\nout: b", "out is given twice"),
     ],
 )
 def test_a_mistake_in_a_file_is_one_line_too(

@@ -54,6 +54,18 @@ def test_a_file_and_a_link_to_it_are_read(tmp_path: Path) -> None:
     assert read("--config", "{steps: 5}") == 5
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["steps: 3\nsteps: 4\n", '{"steps": 3, "steps": 3}', "more: &m {a: {b: 1, b: 2}}\nagain: [*m, *m]\nsteps: 3"],
+)
+def test_a_key_given_twice_is_refused(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    for given in (str(tmp_path / "config.yaml"), text):
+        with pytest.raises(SystemExit):
+            read("--config", given)
+        assert "given twice" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(not Path("/dev/fd").exists(), reason="no open files by number here")
 def test_process_substitution_is_read() -> None:
     reader, writer = os.pipe()

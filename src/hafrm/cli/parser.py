@@ -18,7 +18,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentParser
+import yaml
+from jsonargparse import ArgumentParser, get_loader, set_loader
 
 from hafrm.errors import ConfigError
 
@@ -33,7 +34,7 @@ _KINDS = {
     list: "a list",
 }
 
-_VALUE = re.compile(r'Parser key "(?P<key>[\w.]+)":.*(?:Got|Given) value: (?P<value>.*)', re.DOTALL)
+_VALUE = re.compile(r'Parser key "(?P<key>[\w.]+)"(?: element \d+)?:.*(?:Got|Given) value: (?P<value>.*)', re.DOTALL)
 _UNEXPECTED = re.compile(r"(?:does not accept option|Option|[Kk]ey) '(?P<key>[\w.-]+)'")
 
 
@@ -42,6 +43,37 @@ _CHOICE = re.compile(r"argument (?P<name>\S+): invalid choice: '(?P<given>.*?)' 
 
 _SHORT = {"lr": "learning_rate", "epochs": "num_train_epochs", "steps": "max_steps"}
 """Usual short names of options."""
+
+
+def _load(text: str) -> Any:
+    """Read YAML, which would silently keep the last value of a repeated key.
+
+    Raises:
+        YAMLError: the text is not YAML, or repeats a key.
+    """
+    waiting, seen = [yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))], set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+            continue
+        seen.add(id(node))  # aliases share nodes
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+            continue
+        names: set[str] = set()
+        for key, value in node.value:
+            waiting += [key, value]
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in names:
+                problem = f"{key.value} is given twice; remove one, such as that"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            names.add(key.value)
+    return _lenient(text)
+
+
+_lenient = get_loader("yaml")
+set_loader("yaml", _load, (yaml.YAMLError,))  # jsonargparse reads nested options only in its own modes
 
 
 class Parser(ArgumentParser):
@@ -140,6 +172,8 @@ class Parser(ArgumentParser):
         """Read `data: train.jsonl`, in a file or dictionary, as a list of one if the option takes several values."""
         if isinstance(cfg, dict):
             several = {action.dest for action in self._actions if action.nargs == "+" or _has_list(action)}
+            for name in several & {name for name, value in cfg.items() if isinstance(value, dict | int | float)}:
+                raise TypeError(f'Parser key "{name}": Got value: {cfg[name]}')  # jsonargparse would fail unclearly
             cfg = {
                 name: [value] if name in several and isinstance(value, str) else value for name, value in cfg.items()
             }
@@ -157,9 +191,10 @@ class Parser(ArgumentParser):
     def _reworded(self, message: str) -> str:
         if refused := _VALUE.search(message):
             key, value = refused["key"], refused["value"].strip().splitlines()[0]
-            kind = self.names().get(f"--{key}")
-            if kind is not None:
-                return f"--{key} must be {_described(kind)}, got {value}{_nearest(kind, value)}"
+            kinds = self.names() | {action.dest: str for action in self._actions if not action.option_strings}
+            name = key if key in kinds else f"--{key}"
+            if (kind := kinds.get(name)) is not None:
+                return f"{name} must be {_described(kind)}, got {value}{_nearest(kind, value)}"
         if unexpected := _UNEXPECTED.search(message):
             key = unexpected["key"]
             return f"--config has {key}, which is not an option.{self._suggestion(key)}".rstrip(".")

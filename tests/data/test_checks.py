@@ -62,6 +62,23 @@ def test_a_small_set_strays_from_one_half_by_chance() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('[{"role": "user", "content": "a"}]', True),
+        ("[{'role': 'user', 'content': None}, {'role': 'user', 'content': 'it\\'s'}]", True),
+        ('\n{"role": "user", "content": "a"}', True),
+        ("[{'from': 'human', 'value': 'a'}]", True),
+        ('{"role": "admin"}', False),
+        ('[{"content": "a"}]', False),
+        ("[1, 2]", False),
+        ("[link](a)", False),
+    ],
+)
+def test_messages_that_are_text_are_told(text: str, told: bool) -> None:
+    assert [each[0] for each in found([pair(text, "yes", "no")])] == ["json_in_text"] * told
+
+
 def test_skipped_rows_are_findings() -> None:
     report = SourceReport(
         name="x", kind="file", skipped={"empty_response": 3}, examples={"empty_response": ["x:1 `chosen`"]}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hafrm.data import DataOptions, ReadOptions, load_pairs, load_prompts
+from hafrm.data import DataOptions, ReadOptions, check_pairs, load_pairs, load_prompts
 from hafrm.data.forms import FORMS
 from hafrm.errors import BadRowError, BadRowReason, ConfigError, DataError
 from hafrm.pairs import PreferencePair
@@ -341,6 +341,24 @@ def test_scores_are_margins_on_request(tmp_path: Path) -> None:
         with pytest.raises(BadRowError, match="`score_chosen` is missing"):
             load_pairs(write(tmp_path / "b.jsonl", ROWS[name][1]), options=DataOptions(score_margins=True))
     assert load_pairs(path).reports[0].unread == []
+
+
+@pytest.mark.parametrize("margins", [False, True])
+def test_scores_that_contradict_labels_are_counted(margins: bool, tmp_path: Path) -> None:
+    """Equal scores and cells without a number are no contradiction; a skipped row is not counted."""
+    pair = {"prompt": USER, "chosen": GOOD, "rejected": BAD}
+    scores = [(3, 1), (1, 3), (2, 2), (0.5, 0.75)]
+    rows = [pair | {"score_chosen": better, "score_rejected": worse} for better, worse in scores]
+    path = write(tmp_path / "a.jsonl", *rows, pair | {"chosen": " ", "score_chosen": 1, "score_rejected": 2})
+    loaded = load_pairs(path, options=DataOptions(score_margins=margins, on_bad_row="skip"))
+    (report,) = loaded.reports
+    assert (report.kept, report.contradicted, report.first_contradicted) == (4, 2, f"{path}:2")
+    (finding,) = (each for each in check_pairs(loaded.pairs, report=report) if each.check == "contradicted_labels")
+    assert (finding.severity, finding.count, finding.examples) == ("warning", 2, [f"{path}:2"])
+    (tmp_path / "a.csv").write_text("prompt,chosen,rejected,score_chosen,score_rejected\na,b,c,9,10\na,b,d,n/a,10\n")
+    assert load_pairs(str(tmp_path / "a.csv")).reports[0].contradicted == 1
+    shp = ROWS["SHP"][1] | {"labels": 1 - ROWS["SHP"][1]["labels"]}
+    assert load_pairs(write(tmp_path / "b.jsonl", shp)).reports[0].contradicted == 1
 
 
 def test_columns_that_no_form_uses_are_named(tmp_path: Path) -> None:

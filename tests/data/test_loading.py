@@ -65,6 +65,8 @@ def test_the_report_of_a_file(tmp_path: Path) -> None:
         "examples": {},
         "first_fault": "",
         "unread": [],
+        "contradicted": 0,
+        "first_contradicted": "",
         "sha256": fingerprint(load_pairs(path).pairs),
         "licence": "",
         "notes": [],

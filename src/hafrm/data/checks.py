@@ -6,7 +6,6 @@ as labels or for tests (they express no preference, or contain a test prompt), a
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from hafrm.data.statistics import length_accuracy
 from hafrm.data.tables import PairTables
 from hafrm.errors import CHANGE_ROLES
 from hafrm.pairs import PreferencePair, prompt_group, text_group
+from hafrm.rows import Cell
 
 Severity = Literal["error", "warning"]
 
@@ -58,7 +58,7 @@ def check_pairs(
 
     Args:
         pairs: The pairs.
-        report: Their loading report, whose skipped rows become findings.
+        report: Their loading report, whose skipped rows and contradicted labels become findings.
         against: Test sets by name, which should share no prompt with the pairs.
         encoded: The same pairs encoded, for checks of their tokens.
 
@@ -67,14 +67,14 @@ def check_pairs(
     """
     identical = [pair for pair in pairs if text_group(pair.chosen) == text_group(pair.rejected)]
     findings = [
-        *(_bad_rows(report) if report else ()),
+        *(_of_report(report) if report else ()),
         *_found("identical_answers", "error", identical, _IDENTICAL),
         *(found for name, test in (against or {}).items() for found in _overlap(pairs, name, test)),
         *(_of_tokens(pairs, encoded) if encoded else ()),
         *_found("duplicate_pairs", "warning", _duplicates(pairs), _DUPLICATES),
         *_found("conflicting_labels", "warning", _conflicts(pairs), _CONFLICTS),
         *_found("template_in_text", "warning", _with_turn(pairs, _MARKS.search), _TEMPLATE_IN_TEXT),
-        *_found("json_in_text", "warning", _with_turn(pairs, _is_json_messages), _JSON_IN_TEXT),
+        *_found("json_in_text", "warning", _with_turn(pairs, _is_messages), _JSON_IN_TEXT),
         *_found("large_margins", "warning", [pair for pair in pairs if abs(pair.margin or 0) > 50], _LARGE_MARGINS),
         *_found("negative_margins", "warning", [pair for pair in pairs if (pair.margin or 0) < 0], _NEGATIVE_MARGINS),
         *_length_bias(pairs),
@@ -90,7 +90,10 @@ _CONFLICTS = (
     "the same two answers to the same prompt are labelled both ways. Human labels are noisy, and training on both "
     "labels pulls the margin towards 0. Remove both, or keep the more frequent label."
 )
-
+_CONTRADICTED = (
+    "`score_chosen` is below `score_rejected`, so the scores contradict the label. Swap the two responses, or remove "
+    "the rows."
+)
 _TEMPLATE_IN_TEXT = (
     "the text contains marks of a chat template, such as <|im_start|> or [INST], so the template would be applied "
     "twice. Give messages, or text without the marks."
@@ -106,8 +109,8 @@ _SPECIAL_TOKENS = (
     "characters unless `--score.special_tokens token` is given. Remove them."
 )
 _JSON_IN_TEXT = (
-    "the text is a JSON list of messages, but will be read as the text of one turn. Write the messages as JSON values "
-    "instead of a string."
+    "the text is a list of messages, as JSON or as a Python literal, but will be read as the text of one turn. Write "
+    "the messages as JSON values instead of a string."
 )
 _MARKS = re.compile(
     r"<\|(?:im_start|im_end|start_header_id|end_header_id|eot_id|begin_of_text|endoftext|user|assistant|system|end)\|>"
@@ -131,9 +134,10 @@ def _found(check: str, severity: Severity, rows: Sequence[PreferencePair], expla
     return [Finding(check=check, severity=severity, count=len(rows), examples=examples, explanation=explanation)]
 
 
-def _bad_rows(report: SourceReport) -> list[Finding]:
-    return [
-        Finding(
+def _of_report(report: SourceReport) -> Iterator[Finding]:
+    """Find bad rows, and pairs whose scores contradict their labels."""
+    for reason, count in report.skipped.items():
+        yield Finding(
             check=f"bad_rows.{reason}",
             severity="error",
             count=count,
@@ -141,8 +145,14 @@ def _bad_rows(report: SourceReport) -> list[Finding]:
             explanation="the rows break the data contract, and loading stops at the first unless "
             "`data_options.on_bad_row: skip` is set. Repair or remove them.",
         )
-        for reason, count in report.skipped.items()
-    ]
+    if report.contradicted:
+        yield Finding(
+            check="contradicted_labels",
+            severity="warning",
+            count=report.contradicted,
+            examples=[report.first_contradicted],
+            explanation=_CONTRADICTED,
+        )
 
 
 def _of_tokens(pairs: Sequence[PreferencePair], encoded: PairTables) -> Iterator[Finding]:
@@ -173,15 +183,11 @@ def _with_turn(pairs: Sequence[PreferencePair], fits: Callable[[str], object]) -
     return [pair for pair in pairs if any(fits(turn.content) for turn in pair.turns)]
 
 
-def _is_json_messages(text: str) -> bool:
-    if not text.lstrip().startswith(("[", "{")) or '"content"' not in text:
-        return False
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    messages = value if isinstance(value, list) else [value]
-    return bool(messages) and all(isinstance(each, dict) and {"role", "content"} <= each.keys() for each in messages)
+def _is_messages(text: str) -> bool:
+    """Return whether a text is a list of messages, as JSON or as a Python literal."""
+    found = Cell(text.strip()).turns
+    turns = [found] if isinstance(found, Mapping) else found
+    return not isinstance(turns, str) and all(turn.keys() & {"content", "value"} for turn in turns)
 
 
 def _duplicates(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:

@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -21,10 +22,12 @@ from hafrm.data.options import DataOptions, ReadOptions
 from hafrm.data.reports import Drop, Outcome, SourceReport, listed, records_of
 from hafrm.errors import BadRowError, BadRowReason, ConfigError, first_line
 from hafrm.pairs import PreferencePair
-from hafrm.rows import Row
+from hafrm.rows import Row, typed
 
 _EXAMINED = 16
 """Maximum number of rows that are examined to detect a source's form."""
+
+_SCORES = ("score_chosen", "score_rejected")
 
 
 def read_pairs(
@@ -76,7 +79,7 @@ def _read(
         form, rows = _recognised(rows)
     report.form = form.name
     scores = isinstance(options, DataOptions) and options.score_margins
-    reader = _Reader(form, scores=scores, checked=mapping is None)
+    reader = _Reader(form, report, scores=scores, checked=mapping is None)
     if form.single:
         rows = reader.gathered(rows)
     try:
@@ -175,6 +178,8 @@ class _Reader:
     """Turns the rows of one source, all in one form, into pairs."""
 
     form: Form
+    report: SourceReport
+    """Receives the number of pairs whose scores contradict their labels."""
     scores: bool
     """Whether scores are margins."""
     checked: bool
@@ -192,12 +197,15 @@ class _Reader:
                 continue
             used: set[str] = set()
             if self.scores:
-                scored, used = replace(row, value=outcome), {"score_chosen", "score_rejected"}
-                margin = scored.required_number("score_chosen") - scored.required_number("score_rejected")
-                outcome = {**outcome, "margin": margin}
+                scored, used = replace(row, value=outcome), set(_SCORES)
+                better, worse = map(scored.required_number, _SCORES)
+                outcome = {**outcome, "margin": better - worse}
             yield parse_pair(outcome, source=row.source, number=row.number, part=part)
             self.unread |= (unread_columns(outcome) & row.fields.keys()) - used
         self._check_schema(row)
+        if wrong := sum(map(_contradicted, outcomes)):
+            self.report.contradicted += wrong
+            self.report.first_contradicted = self.report.first_contradicted or f"{row.source}:{row.number}"
 
     def _outcomes(self, row: Row) -> Iterable[Outcome]:
         if self.form.single:  # the row is a ranking that `gathered` made
@@ -250,6 +258,14 @@ class _Reader:
             rest = {name: value for name, value in found.items() if name not in ("response", "score")}
             value = rest | {name: [each[name[:-1]] for _, each in group] for name in ("responses", "scores")}
             yield replace(first, value=value, merged=len(group))
+
+
+def _contradicted(outcome: Outcome) -> bool:
+    """Return whether a pair has scores, and the rejected response has the higher one."""
+    if isinstance(outcome, Drop):
+        return False
+    better, worse = (typed(outcome.get(name)) for name in _SCORES)
+    return isinstance(better, int | float | Decimal) and isinstance(worse, int | float | Decimal) and better < worse
 
 
 def row_mapping(options: ReadOptions, forms: Sequence[Form] = FORMS) -> Callable[[Row], Any]:

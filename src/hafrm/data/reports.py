@@ -62,6 +62,10 @@ class SourceReport:
     """Problem and remedy of the first skipped row."""
     unread: list[str] = field(default_factory=list)
     """Names of columns with values that pairs do not use, sorted."""
+    contradicted: int = 0
+    """Number of pairs whose `score_chosen` is below their `score_rejected`."""
+    first_contradicted: str = ""
+    """The first such pair's source and row."""
     sha256: str = ""
     """`fingerprint` of the pairs kept."""
     licence: str = ""
@@ -73,6 +77,16 @@ class SourceReport:
     def unread_columns(self) -> str:
         """Line that names the unused columns; empty if there are none."""
         return f"columns not read: {listed(self.unread)}" if self.unread else ""
+
+    @property
+    def contradictions(self) -> str:
+        """Line that counts the pairs whose scores contradict their labels; empty if there are none."""
+        if not self.contradicted:
+            return ""
+        return (
+            f"{self.contradicted:,} pairs have a `score_chosen` below their `score_rejected`, first "
+            f"{self.first_contradicted}: the scores contradict the labels"
+        )
 
     @property
     def left_out(self) -> Counter[str]:

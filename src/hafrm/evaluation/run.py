@@ -126,11 +126,12 @@ def evaluate(
 
 
 def readings(sets: Mapping[str, PairSet]) -> Iterator[str]:
-    """Yield a line for each source with its form, the columns that were not read, and the rows left out."""
+    """Yield a line per source: its form, the columns not read, pairs whose scores contradict them, rows left out."""
     for name, found in sets.items():
         for report in found.reports:
             left_out = left_out_words(report.lost)
-            parts = (report.form and f"read as {report.form}", report.unread_columns, left_out)
+            form = report.form and f"read as {report.form}"
+            parts = (form, report.unread_columns, report.contradictions, left_out)
             if said := "; ".join(filter(None, parts)):
                 yield f"{name}: {said}"
 

@@ -59,6 +59,8 @@ def opening_lines(
     for report in train.account.reports:
         if said := "; ".join(filter(None, (report.form and f"read as {report.form}", report.unread_columns))):
             yield f"{report.name}: {said}"
+        if report.contradictions:
+            yield f"warning: {report.contradictions}"
     if shared := account.get("shared_prompts"):
         yield (
             f"warning: {shared} prompts of the validation data are in the training data too, so validation will look "

@@ -52,6 +52,22 @@ def test_a_pad_token_is_added_where_there_is_none_to_spare(monkeypatch: pytest.M
     assert torch.equal(model.get_input_embeddings().weight[:VOCABULARY], before)
 
 
+def test_tokens_that_the_model_lacks_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The pad token that hafrm adds is no surprise."""
+    tokenizer = prepare_tokenizer(tiny_tokenizer(pad=None))
+    resize_embeddings(tiny_lm(), tokenizer)
+    assert not caplog.records
+    tokenizer.add_tokens(["<call>"])
+    models = [tiny_lm(vocab_size=VOCABULARY - 1) for _ in range(2)]
+    for model in models:
+        model.name_or_path = "some/model"
+        resize_embeddings(model, tokenizer)
+        assert model.get_input_embeddings().weight.shape[0] == len(tokenizer)
+    (record,) = caplog.records
+    assert "some/model" in record.getMessage()
+    assert str(VOCABULARY - 1) in record.getMessage()
+
+
 def test_embeddings_never_shrink() -> None:
     """Phi-2 has more rows than its tokenizer has tokens; they stay."""
     model = tiny_lm(vocab_size=VOCABULARY + 50)

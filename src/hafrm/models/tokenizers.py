@@ -8,10 +8,11 @@ tokenizer gets a distinct pad token, which is saved with the model.
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import re
 from collections.abc import Callable
 from datetime import date
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def prepare_tokenizer(tokenizer: Any, *, template: str = DEFAULT_CHAT_TEMPLATE) 
 
 def _fix_date(tokenizer: Any) -> None:
     """Replace the current date in a tokenizer's chat templates by `FIXED_DATE` if its format is a literal."""
-    fixed = partial(_TODAY.sub, lambda found: f'"{FIXED_DATE.strftime(found["format"])}"')
+    fixed = functools.partial(_TODAY.sub, lambda found: f'"{FIXED_DATE.strftime(found["format"])}"')
     templates = tokenizer.chat_template
     tokenizer.chat_template = (
         {name: fixed(text) for name, text in templates.items()} if isinstance(templates, dict) else fixed(templates)
@@ -144,12 +145,28 @@ def resize_embeddings(model: PreTrainedModel, tokenizer: Any) -> None:
     rows = embeddings.weight.shape[0]
     if len(tokenizer) <= rows:
         return
+    added = [token for token, place in tokenizer.get_vocab().items() if place >= rows and token != PAD_TOKEN]
+    if added:
+        _say_grown(model.name_or_path, rows, len(tokenizer), min(added))
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         for tensor in (getattr(layer, "weight", None), getattr(layer, "bias", None)):
             if tensor is not None:
                 wide = torch.promote_types(tensor.dtype, torch.float32)
                 tensor.data[rows:] = tensor.data[:rows].mean(dim=0, dtype=wide)
+
+
+@functools.cache
+def _say_grown(model: str, rows: int, tokens: int, example: str) -> None:
+    """Say once per model that its tokenizer has tokens, other than hafrm's pad token, that the model never saw."""
+    logging.getLogger("hafrm").warning(
+        "%s: its tokenizer has %d tokens, but its embeddings have %d rows; new rows were added for the tokens that it "
+        "lacks, such as %r, with the mean of the others. Check that model and tokenizer belong together.",
+        model,
+        tokens,
+        rows,
+        example,
+    )
 
 
 _PROBE = "Is 12,345 > 6.7? Yes:  it's\n\tdef f(x):\n    return x**2  # naïve café, 東京, Москва, مرحبا, 🙂 <b>&amp;</b>"

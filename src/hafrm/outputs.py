@@ -96,9 +96,25 @@ def require_apart(out: Path) -> None:
         ConfigError: gives the reason.
     """
     atomic.require_folder(out)
-    for name in (RUN_FILE, "model.safetensors", "model.safetensors.index.json"):
-        if (out / name).exists():
-            raise ConfigError(f"out: {out} is a model's folder ({name}). Choose a separate folder for the results.")
+    if name := _mark_of_model(out):
+        raise ConfigError(f"out: {out} is a model's folder ({name}). Choose a separate folder for the results.")
+
+
+def require_outside_models(out: Path) -> None:
+    """Raise if a run's folder would be inside a model's, where the other run may delete it.
+
+    Raises:
+        ConfigError: names the model's folder.
+    """
+    for folder in out.resolve().parents:
+        if name := _mark_of_model(folder):
+            raise ConfigError(f"out: {out} is inside a model's folder ({folder} has {name}). Choose another --out.")
+
+
+def _mark_of_model(folder: Path) -> str:
+    """Return the name of a file that only models' folders have, such as their weights; "" if there is none."""
+    marks = (RUN_FILE, "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
+    return next((name for name in marks if (folder / name).exists()), "")
 
 
 def _named(options: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

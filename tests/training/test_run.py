@@ -28,10 +28,11 @@ from hafrm.models.runinfo import RunInfo
 from hafrm.models.starts import new_model
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.templates import DEFAULT_CHAT_TEMPLATE
-from hafrm.training.config import TrainConfig
+from hafrm.training.config import PretrainConfig, TrainConfig
 from hafrm.training.defaults import training_arguments
 from hafrm.training.loss import LossConfig
 from hafrm.training.manifest import git_revision
+from hafrm.training.pretrain import pretrain
 from hafrm.training.resuming import last_checkpoint
 from hafrm.training.run import TrainResult, train
 from tests.tiny import pair, save_tiny, some_pairs, tiny_tokenizer
@@ -359,6 +360,18 @@ def test_a_run_does_not_read_from_the_folder_that_it_may_delete(
     assert (out / "train.jsonl").exists()
 
 
+@pytest.mark.parametrize("inside", ["new", "checkpoint-2/new", "checkpoint-2/a/b"])
+def test_no_run_begins_in_a_models_folder(inside: str, finished: TrainConfig, tmp_path: Path) -> None:
+    out = Path(finished.out) / inside
+    (tmp_path / "link").symlink_to(finished.out)
+    for place in (out, tmp_path / "link" / inside):
+        with pytest.raises(ConfigError, match="inside a model's folder"):
+            train(replace(finished, out=str(place)))
+    assert not out.exists()
+    with pytest.raises(ConfigError, match="inside a model's folder"):
+        pretrain(PretrainConfig(data=finished.data, out=str(out)))
+
+
 def test_resuming_on_changed_data_is_refused(finished: TrainConfig) -> None:
     config = stopped(finished)
     path = Path(config.eval_data[0])
@@ -556,13 +569,16 @@ def test_a_run_says_what_it_leaves_out(config: TrainConfig, tmp_path: Path, capf
 def test_pairs_and_margins_that_teach_nothing_are_told(config: TrainConfig, tmp_path: Path, capfd) -> None:
     """Truncated to one token, "yes ..." and "yes, ..." are equal; dpo ignores margins."""
     alike = pair("a question", "yes " * 90 + "good", "yes " * 90 + "bad").as_row()
-    rows = [alike, *({**each.as_row(), "margin": 1.5} for each in some_pairs(4))]
+    against = {"score_chosen": 1, "score_rejected": 2}
+    rows = [alike, *({**each.as_row(), "margin": 1.5, **against} for each in some_pairs(4))]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     options = replace(config.data_options, max_length=64, overlong="truncate")
     train(replace(config, method="dpo", eval_data=[], data_options=options))
     said = capfd.readouterr().err
     assert "warning: in 1 training pairs both responses have the same tokens" in said
     assert "warning: the rows' margins have no effect" in said
+    assert "warning: 4 pairs have a `score_chosen` below" in said
+    assert "train.jsonl:2" in said
     manifest = json.loads((Path(config.out) / "manifest.json").read_text())
     assert manifest["data"]["train"]["identical_responses"] == 1
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hafrm import atomic
 from hafrm.errors import ConfigError
+from hafrm.outputs import require_outside_models
 from hafrm.store import LOCK_FILE, alone, unwritable
 from hafrm.training.manifest import is_finished, read_manifest, require_same_config
 from hafrm.training.owned import (
@@ -41,6 +42,7 @@ def claim_folder(
         ConfigError: the folder is not free for this run; the message says why.
     """
     atomic.require_folder(folder)
+    require_outside_models(folder)
     _refuse_inputs_in(folder, inputs)
     manifest = read_manifest(folder)
     if manifest is not None:

@@ -34,6 +34,7 @@ from hafrm.models.hybrid import max_positions
 from hafrm.models.stock import load_causal_lm
 from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
 from hafrm.numerics import cpu_tuned
+from hafrm.outputs import require_outside_models
 from hafrm.pretraining.blocks import Blocks, perplexity
 from hafrm.pretraining.llama import new_llama, no_progress_bars, train_tokenizer, untie
 from hafrm.store import LOCK_FILE, alone
@@ -69,6 +70,7 @@ def pretrain(config: PretrainConfig, say: Callable[[str], None] = lambda line: N
     """
     folder = Path(config.out)
     atomic.require_folder(folder)
+    require_outside_models(folder)
     asked = {"config": json.loads(json.dumps(config.asked())), "texts": [_sha256(file) for file in config.data]}
     if finished := _finished(folder, asked):
         return finished

@@ -184,6 +184,15 @@ def _with_nulls(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def has_non_finite(value: Any) -> bool:
+    """Return whether a value contains a non-finite number, of which `json_text` makes null."""
+    if isinstance(value, Mapping):
+        return any(map(has_non_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(has_non_finite, value))
+    return isinstance(value, float) and not math.isfinite(value)
+
+
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Create a temporary folder that replaces `path` when the block succeeds.

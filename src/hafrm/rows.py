@@ -13,6 +13,7 @@ import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any, TypeGuard
 
 from hafrm.errors import BadRowError, BadRowReason
@@ -86,6 +87,19 @@ class Cell(str):
 def typed(value: Any) -> Any:
     """Return the value of a cell; any other value unchanged."""
     return value.value if isinstance(value, Cell) else value
+
+
+def unique_keys(items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of parsed JSON, as an `object_pairs_hook`; a repeated key would silently keep its last value.
+
+    Raises:
+        ValueError: names the repeated key.
+    """
+    found = dict(items)
+    if len(found) < len(items):
+        names = [name for name, _ in items]
+        raise ValueError(f"an object has the key {short(next(each for each in names if names.count(each) > 1))} twice")
+    return found
 
 
 def is_list(value: object) -> TypeGuard[Sequence[Any]]:
@@ -219,7 +233,7 @@ class Row:
         """Return one of `TEMPLATE_COLUMNS`, given as a value or as JSON text."""
         value = self.fields[name]
         with contextlib.suppress(ValueError, RecursionError):
-            value = json.loads(value) if isinstance(value, str) else value
+            value = json.loads(value, object_pairs_hook=unique_keys) if isinstance(value, str) else value
         if name == "chat_template_kwargs":
             if not isinstance(value, Mapping):
                 raise self.unfit(name, value, "an object of argument names and values")
@@ -425,7 +439,7 @@ class Row:
         value = typed(self.fields.get(name))
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or not _is_finite(value):
             raise self.unfit(name, value, "a finite number, or leave the field out")
         return float(value)
 
@@ -469,7 +483,7 @@ def _strings(value: object) -> list[str]:
     return found
 
 
-def _is_finite(value: float) -> bool:
+def _is_finite(value: float | Decimal) -> bool:
     try:
         return math.isfinite(value)
     except OverflowError:  # an integer too large for a float

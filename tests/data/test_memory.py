@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import datasets
+import numpy as np
 import pandas
 import pyarrow
 import pytest
 
 from hafrm.data import DataOptions, MemoryData, data_names_of, load_pairs, load_tables
 from hafrm.encoding import ConversationEncoder
-from hafrm.errors import ConfigError, DataError
+from hafrm.errors import BadRowError, ConfigError, DataError
 from hafrm.pairs import PreferencePair
 from tests.tiny import some_pairs, tiny_tokenizer
 
@@ -79,6 +80,18 @@ def test_missing_values_of_a_data_frame_are_absent() -> None:
     assert [pair.margin for pair in pairs] == [0.0, 1.0, None, 3.0, 4.0, 5.0]
     assert pairs[0].group == "a"
     assert pairs[1].group not in ("a", "")
+
+
+def test_numbers_and_arrays_of_numpy_are_values() -> None:
+    row = {
+        "prompt": np.array([{"role": "user", "content": np.str_("a")}]),
+        "responses": np.array(["b", "c", "d"]),
+        "scores": [np.float32(0.5), np.int64(2), np.float16(1)],
+    }
+    pairs = load_pairs([row, row], options=DataOptions(score_margins=True)).pairs
+    assert [(pair.chosen[0].content, pair.margin) for pair in pairs] == [("c", 1.5), ("d", 0.5), ("c", 1.0)] * 2
+    with pytest.raises(BadRowError, match="margin"):  # only a DataFrame has NaN for missing values
+        load_pairs([{**STRINGS[1], "margin": np.float32("nan")}])
 
 
 def test_forms_and_options_apply_to_rows_in_memory() -> None:

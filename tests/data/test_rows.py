@@ -58,8 +58,9 @@ def test_blank_lines_are_no_rows_but_are_counted_as_lines(tmp_path: Path) -> Non
         ('{"a": 1}{"b": 2}', "Extra data"),
         ("[" * 100_000, "nested too deeply"),
         ('{"a": ' + "9" * 5000 + "}", "Exceeds the limit"),
+        ('{"a": 1, "b": {"c": 1, "d": 2, "c": 1}}', "the key 'c' twice"),
     ],
-    ids=["cut off", "no JSON", "two on a line", "deep", "huge number"],
+    ids=["cut off", "no JSON", "two on a line", "deep", "huge number", "repeated key"],
 )
 def test_a_bad_line_is_a_row_with_an_error(tmp_path: Path, line: str, problem: str) -> None:
     path = tmp_path / "a.jsonl"
@@ -81,6 +82,7 @@ DAMAGED: dict[str, tuple[str, bytes, str]] = {
     "no parquet": ("a.parquet", LINES, "damaged"),
     "empty parquet": ("a.parquet", b"", "damaged"),
     "bad JSON": ("a.json", b'[{"a": 1},\n {"b"}]', "line 2, character 6"),
+    "repeated key": ("a.json", b'[{"a": 1},\n {"a": 1, "a": 2}]', "the key 'a' twice in row 2"),
     "JSON lines in .json": ("a.json", LINES, "rename it to .jsonl"),
     "JSON object": ("a.json", b'{"train": []}', "of type dict, not an array"),
     "deep JSON": ("a.json", b"[" * 100_000, "nested too deeply"),

@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
-from hafrm.data import DataOptions, ReadOptions, encode, load_pairs, load_tables, local_path
+from hafrm.data import DataOptions, ReadOptions, encode, load_pairs, load_tables, local_path, read_rows
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import BadRowError, ConfigError, DataError, UnreadableError
 from tests.tiny import tiny_tokenizer
@@ -113,7 +114,7 @@ def test_cells_are_numbers_and_lists_where_a_form_wants_them(tmp_path: Path) -> 
         (b"prompt,chosen,rejected\na,b,\xff\n", "UTF-8"),
         (b"prompt,chosen,rejected\n", "contains no rows"),
         (b"", "contains no rows"),
-        (b"question;answer\na;b\n", "question;answer"),
+        (b"question;answer\na;b\n", "question, answer"),
     ],
     ids=["twice", "nameless", "quote", "encoding", "header", "empty", "separator"],
 )
@@ -123,6 +124,25 @@ def test_a_damaged_table_is_one_clear_line(content: bytes, message: str, tmp_pat
         load_pairs(str(tmp_path / "a.csv"))
     assert str(tmp_path / "a.csv") in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "separator"), [("a.csv", ";"), ("a.csv", "\t"), ("a.tsv", ","), ("a.csv.gz", ";")])
+def test_the_first_line_shows_the_separator(name: str, separator: str, tmp_path: Path) -> None:
+    """Spreadsheets write semicolons where numbers have a decimal comma; cells may contain the usual separator."""
+    rows = [{"prompt": "a, b;\tc\n", "chosen": "1;2", "rejected": "3,4\t"}] * 2
+    table(tmp_path / "table", rows, separator=separator)
+    content = (tmp_path / "table").read_bytes()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    assert [dict(row.fields) for row in read_rows(tmp_path / name)] == rows
+
+
+def test_decimals_of_a_table_are_numbers(tmp_path: Path) -> None:
+    """Databases export fractions as decimals."""
+    row = {"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": Decimal("1.5"), "score_rejected": Decimal(2)}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "a.parquet")
+    loaded = load_pairs(str(tmp_path / "a.parquet"), options=DataOptions(score_margins=True))
+    assert loaded.pairs[0].margin == -0.5
+    assert loaded.reports[0].contradicted == 1
 
 
 def test_a_row_with_other_cells_is_a_bad_row(tmp_path: Path) -> None:

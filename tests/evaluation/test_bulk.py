@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from datasets import Dataset, DatasetDict
 
@@ -172,6 +174,16 @@ def test_columns_and_mappings_apply_to_scoring(tmp_path: Path, monkeypatch: pyte
         assert [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()] == [row | {"reward": 3.0}] * 2
 
 
+def test_numbers_that_json_lacks_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ScorerChoice, "load", lambda self, model, options: LengthScorer())
+    path, out = tmp_path / "in.parquet", tmp_path / "out.jsonl"
+    values = [{"x": 1.0, "y": [0.5]}, {"x": float("nan"), "y": [0.5]}, {"x": None, "y": [0.5, float("-inf")]}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([RESPONSE | each for each in values]), path)
+    assert score_rows(ScoreConfig(model="m", data=str(path), out=str(out))).altered == 2
+    written = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["x"], row["y"]) for row in written] == [(1.0, [0.5]), (None, [0.5]), (None, [0.5, None])]
+
+
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     """Rows in three files, of which one is in a folder below and one is empty."""
     rows = [{"prompt": f"p{i}", "response": "y" * (1 + i % 7), "id": i} for i in range(23)]
@@ -251,7 +263,8 @@ def test_batches_of_columns_get_their_rewards(monkeypatch: pytest.MonkeyPatch) -
     assert found["reward"] == [3.0, None]
     assert found["unscored"] == [None, "overlong"]
     assert found["id"] == [4, 5]
-    pairs = RowScorer("m")({"prompt": ["p"], "chosen": ["yes"], "rejected": ["no"], "reward": [7.0]})
+    margin = [np.float32(1)]
+    pairs = RowScorer("m")({"prompt": ["p"], "chosen": ["yes"], "rejected": ["no"], "margin": margin, "reward": [7.0]})
     assert (pairs["reward_chosen"], pairs["reward_rejected"]) == ([3.0], [2.0])
     assert "reward" not in pairs
 

@@ -27,6 +27,8 @@ def run(args: Namespace) -> None:
     counts = score_rows(config, config_files=config_files(args))
     lost = ", ".join(f"{count} {reason}" for reason, count in counts.unscored.items())
     print(f"{counts.scored} rows scored" + (f"; without a reward: {lost}" if lost else ""), file=sys.stderr)  # noqa: T201
+    if counts.altered:
+        print(f"{counts.altered} rows have NaN or infinity, which JSON lacks: written as null", file=sys.stderr)  # noqa: T201
     if counts.note:
         print(counts.note, file=sys.stderr)  # noqa: T201
     if not counts.scored:

@@ -10,6 +10,7 @@ from typing import IO, Any
 
 from hafrm.data.files import LONGEST_ROW, too_long
 from hafrm.errors import UnreadableError
+from hafrm.rows import unique_keys
 
 _PIECE = 2**20
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -60,7 +61,7 @@ class _Text:
     def __init__(self, file: IO[bytes], source: str) -> None:
         self._file, self._source = file, source
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
-        self._json = json.JSONDecoder()
+        self._json = json.JSONDecoder(object_pairs_hook=unique_keys)
         self._held, self._at = "", 0
         self._ended = False
         self._bytes = 0
@@ -91,8 +92,8 @@ class _Text:
                 cut = error.msg.startswith("Unterminated") or error.pos > len(self._held) - _UNDECIDED
                 if not cut or not self._more(len(self._held) - self._at):  # not just the end of the buffer
                     raise self._error(error) from None
-            except (ValueError, RecursionError) as error:  # ValueError: an integer of thousands of digits
-                raise self._error(error) from None
+            except (ValueError, RecursionError) as error:  # ValueError: a repeated key, or too long an integer
+                raise self._error(error, f" in row {number}") from None
             else:  # a truncated number would parse too
                 if len(self._held) - end >= _UNDECIDED or not self._more(_PIECE):
                     self._at = end
@@ -104,8 +105,8 @@ class _Text:
         """Create the error for the next character."""
         return self._error(json.JSONDecodeError(message, self._held, self._at))
 
-    def _error(self, error: Exception) -> UnreadableError:
-        problem = json_problem(error)
+    def _error(self, error: Exception, where: str = "") -> UnreadableError:
+        problem = json_problem(error) + where
         if isinstance(error, json.JSONDecodeError) and (self._line or self._column):
             column = error.colno + (self._column if error.lineno == 1 else 0)
             problem = f"{error.msg} at line {self._line + error.lineno}, character {column}"

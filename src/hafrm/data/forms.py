@@ -15,7 +15,7 @@ from typing import Any
 
 from hafrm.data.reports import Drop, Outcome
 from hafrm.errors import BadRowReason
-from hafrm.rows import Cell, Row, is_list, transcript_turns, typed
+from hafrm.rows import Cell, Row, is_list, transcript_turns, typed, unique_keys
 
 Fields = Mapping[str, Any]
 
@@ -179,7 +179,7 @@ def _sharegpt_turn(row: Row, where: str, turn: Any) -> Any:
     message: dict[str, Any] = {"role": _SHAREGPT_ROLES[given], "content": text}
     if given == "function_call":
         try:
-            calls = json.loads(text) if isinstance(text, str) else text
+            calls = json.loads(text, object_pairs_hook=unique_keys) if isinstance(text, str) else text
             calls = calls if isinstance(calls, list) else [calls]
             message["tool_calls"] = [{"type": "function", "function": dict(call)} for call in calls]
         except (ValueError, TypeError) as error:

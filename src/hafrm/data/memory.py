@@ -151,7 +151,7 @@ def _values(held: Any) -> Iterator[Any]:
     elif hasattr(held, "iloc"):  # pandas
         for start in range(0, len(held), _BATCH):
             for row in held.iloc[start : start + _BATCH].to_dict("records"):
-                yield arrow_row({str(name): _plain(value) for name, value in row.items()})
+                yield arrow_row({str(name): _filled(plain_value(value)) for name, value in row.items()})
     elif hasattr(held, "to_batches"):  # pyarrow
         for batch in held.to_batches(max_chunksize=_BATCH):
             yield from map(arrow_row, batch.to_pylist())
@@ -160,19 +160,27 @@ def _values(held: Any) -> Iterator[Any]:
             yield from map(arrow_row, table.to_pylist())
     else:
         for value in held:
-            yield arrow_row(value) if hasattr(held, "column_names") and isinstance(value, Mapping) else value
+            row = plain_value(value)
+            yield arrow_row(row) if hasattr(held, "column_names") and isinstance(row, Mapping) else row
 
 
-def _plain(value: Any) -> Any:
-    """Return a cell of a DataFrame with lists for arrays, and None for missing values."""
+def plain_value(value: Any) -> Any:
+    """Return a value with Python's numbers and lists for those of numpy."""
     if isinstance(value, np.ndarray):
-        return [_plain(each) for each in value.tolist()]
+        value = value.tolist()
     if isinstance(value, Mapping):
-        return {name: _plain(each) for name, each in value.items()}
+        return {name: plain_value(each) for name, each in value.items()}
     if is_list(value):
-        return [_plain(each) for each in value]
-    if isinstance(value, np.generic):
-        value = value.item()
+        return [plain_value(each) for each in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _filled(value: Any) -> Any:
+    """Return a cell of a DataFrame with None for missing values."""
+    if isinstance(value, Mapping):
+        return {name: _filled(each) for name, each in value.items()}
+    if is_list(value):
+        return [_filled(each) for each in value]
     # NaN, NaT and pandas' NA are the values that are not equal to themselves
     same = value == value
     return value if same is True else None

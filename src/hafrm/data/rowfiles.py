@@ -11,6 +11,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,7 +22,7 @@ import pyarrow.parquet
 from hafrm.data.arrays import array_values, json_problem
 from hafrm.data.files import LONGEST_ROW, PACKED, lines, opened, reading, require_regular
 from hafrm.errors import BadRowError, BadRowReason, ConfigError, UnreadableError
-from hafrm.rows import Cell, Row
+from hafrm.rows import Cell, Row, unique_keys
 from hafrm.store import read_json
 
 _TEXTS = (".jsonl", ".json", ".csv", ".tsv")
@@ -103,7 +104,7 @@ def read_rows(path: Path) -> Iterator[Row]:
             elif kind == ".json":
                 yield from _numbered(array_values(file, source), source)
             else:
-                yield from _numbered(_separated_rows(file, source, "\t" if kind == ".tsv" else ","), source)
+                yield from _numbered(_separated_rows(file, source, "\t," if kind == ".tsv" else ",;\t"), source)
 
 
 def _numbered(values: Iterable[Any], source: str) -> Iterator[Row]:
@@ -131,8 +132,8 @@ def _json_lines(file: IO[bytes], source: str) -> Iterator[Row]:
         if not text:
             continue
         try:
-            yield Row(json.loads(text), source, number)
-        except (ValueError, RecursionError) as error:  # ValueError: bad JSON, or an integer of thousands of digits
+            yield Row(json.loads(text, object_pairs_hook=unique_keys), source, number)
+        except (ValueError, RecursionError) as error:  # ValueError: bad JSON, a repeated key, or too long an integer
             problem = f"the line is not valid JSON ({json_problem(error)})"
             fault = Row(source=source, number=number).error(
                 BadRowReason.INVALID_JSON, None, problem, "Repair or remove the line."
@@ -177,16 +178,24 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
-def _separated_rows(file: IO[bytes], source: str, separator: str) -> Iterator[dict[str, Any] | BadRowError]:
+def _separated_rows(file: IO[bytes], source: str, separators: str) -> Iterator[dict[str, Any] | BadRowError]:
     """Yield the rows of a CSV or TSV file, whose first line names the columns; a row with other cells is an error.
+
+    Args:
+        file: The file.
+        source: Its name.
+        separators: Characters that may separate cells: the first one that the first line contains does.
 
     Raises:
         UnreadableError: the file is not UTF-8, its quotes are broken, or its first line does not name the columns.
     """
     csv.field_size_limit(LONGEST_ROW)
     with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-        reader = csv.reader(text, delimiter=separator, strict=True)
+        reader = csv.reader(text, strict=True)
         try:
+            first = text.readline()
+            separator = next((each for each in separators if each in first), separators[0])
+            reader = csv.reader(chain([first], text), delimiter=separator, strict=True)
             names = next(reader, [])
             if len(set(names)) < len(names) or not all(names):
                 what = "names a column twice" if all(names) else "has a column without a name"

@@ -23,12 +23,11 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import numpy as np
-
 from hafrm import atomic
 from hafrm.contract import parse_conversation, parse_pair
 from hafrm.data import MemoryData, OnBadRow, ReadOptions, read_rows
 from hafrm.data.mappings import row_mapping, with_names
+from hafrm.data.memory import plain_value
 from hafrm.data.names import parsed
 from hafrm.data.reports import listed
 from hafrm.data.rowfiles import FORMATS, SPLITS_FILE, arrow_row, has_known_suffix, saved_files
@@ -86,11 +85,14 @@ class ScoreCounts:
 
     scored: int = 0
     unscored: Counter[str] = field(default_factory=Counter)
+    altered: int = 0
+    """Number of rows with NaN or infinity in a field, which is null in the output."""
     note: str = ""
     """A warning about conversations that contain special tokens; empty if there are none."""
 
     def add(self, row: ScoredRow) -> None:
         """Count a row."""
+        self.altered += atomic.has_non_finite(row.row.value)
         if row.unscored is None:
             self.scored += 1
         else:
@@ -187,7 +189,7 @@ class RowScorer:
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """Return the batch's columns with `reward`, or `reward_chosen` and `reward_rejected`, and `unscored` added."""
-        columns = {name: _values(values) for name, values in batch.items() if name not in RESULTS}
+        columns = {name: plain_value(values) for name, values in batch.items() if name not in RESULTS}
         rows = [
             Row(arrow_row(dict(zip(columns, values, strict=True))), "batch", number)
             for number, values in enumerate(zip(*columns.values(), strict=True), 1)
@@ -196,13 +198,6 @@ class RowScorer:
         names = dict.fromkeys(name for row in scored for name in row.rewards)
         found = {name: [row.rewards.get(name) for row in scored] for name in names}
         return {**columns, **found, "unscored": [row.unscored for row in scored]}
-
-
-def _values(value: Any) -> Any:
-    """Convert a column, or a part of one, from arrays to lists."""
-    if isinstance(value, np.ndarray):
-        return [_values(each) for each in value.tolist()]
-    return value
 
 
 @contextmanager

@@ -69,6 +69,11 @@ def test_json_has_nulls_where_numbers_are_not_finite(tmp_path: Path) -> None:
     assert strict(atomic.json_line(ODD | {"g": "\udcef", "day": date(2026, 1, 2)}))["g"] == "\udcef"
     assert strict(atomic.json_text(ODD, indent=1)) == plain
     assert math.isnan(ODD["a"])
+    assert atomic.has_non_finite(ODD)
+    assert not atomic.has_non_finite(plain)
+    deep = json.loads("[" * 900 + "NaN" + "]" * 900)  # nearly as deep as JSON can be read
+    assert atomic.json_line({"x": deep}).count(b"null") == 1
+    assert atomic.has_non_finite(deep)
 
 
 def test_circles_are_refused(tmp_path: Path) -> None:

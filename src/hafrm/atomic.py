@@ -156,7 +156,8 @@ def json_text(value: Any, **form: Any) -> str:
     try:
         return json.dumps(value, allow_nan=False, **form)
     except ValueError:
-        return json.dumps(_with_nulls(value), allow_nan=False, **form)
+        lenient = json.dumps(value, default=form.get("default"))
+        return json.dumps(json.loads(lenient, parse_constant=lambda name: None), **form)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -175,22 +176,18 @@ def json_line(row: Mapping[str, Any]) -> bytes:
         return json_text(row, default=str).encode() + b"\n"
 
 
-def _with_nulls(value: Any) -> Any:
-    """Replace non-finite floats inside a value by None."""
-    if isinstance(value, Mapping):
-        return {name: _with_nulls(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_with_nulls(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def has_non_finite(value: Any) -> bool:
     """Return whether a value contains a non-finite number, of which `json_text` makes null."""
-    if isinstance(value, Mapping):
-        return any(map(has_non_finite, value.values()))
-    if isinstance(value, list | tuple):
-        return any(map(has_non_finite, value))
-    return isinstance(value, float) and not math.isfinite(value)
+    waiting = [value]
+    while waiting:  # rows may be too deep for recursion
+        item = waiting.pop()
+        if isinstance(item, Mapping):
+            waiting += item.values()
+        elif isinstance(item, list | tuple):
+            waiting += item
+        elif isinstance(item, float) and not math.isfinite(item):
+            return True
+    return False
 
 
 @contextlib.contextmanager

@@ -225,7 +225,7 @@ class Row:
             if self.fields.get(name):
                 remedy = "Remove the row, or only the column if the text is complete without it."
                 raise self.error(BadRowReason.UNSUPPORTED, name, "contains media, but only text can be scored", remedy)
-        given = [name for name in TEMPLATE_COLUMNS if self.has(name) and str(self.fields[name]).strip()]
+        given = [name for name in TEMPLATE_COLUMNS if self.has(name) and not _is_blank(self.fields[name])]
         columns = {name: self._template_column(name) for name in given}
         return json.dumps(columns, ensure_ascii=False) if columns else ""
 
@@ -481,6 +481,10 @@ def _strings(value: object) -> list[str]:
         elif item is not None and (text := plain(str(item))):
             found.append(text)
     return found
+
+
+def _is_blank(value: object) -> bool:
+    return isinstance(value, str) and not value.strip()
 
 
 def _is_finite(value: float | Decimal) -> bool:

@@ -94,6 +94,27 @@ def test_numbers_and_arrays_of_numpy_are_values() -> None:
         load_pairs([{**STRINGS[1], "margin": np.float32("nan")}])
 
 
+@pytest.mark.parametrize("holder", [pandas.DataFrame, lambda rows: pyarrow.Table.from_pylist(rows)])
+def test_a_column_that_occurs_twice_is_refused(holder: Callable[[list[dict[str, Any]]], Any]) -> None:
+    held = holder([STRINGS[0] | {"other": "x"}])
+    names = ["prompt" if name == "other" else name for name in STRINGS[0] | {"other": 1}]
+    if isinstance(held, pandas.DataFrame):
+        held.columns = names
+    else:
+        held = held.rename_columns(names)
+    with pytest.raises(DataError, match="column prompt occurs 2 times"):
+        load_pairs(held)
+
+
+def test_deep_values_of_columns_that_no_pair_needs_do_no_harm() -> None:
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    assert load_pairs([STRINGS[1] | {"x": deep}]).reports[0].unread == ["x"]
+    with pytest.raises(BadRowError, match="tools"):
+        load_pairs([STRINGS[1] | {"tools": deep}])
+
+
 def test_forms_and_options_apply_to_rows_in_memory() -> None:
     rows = [{"question": "a", "answers": ["b", "c"], "votes": [1, 2]}]
     (pair,) = load_pairs(rows, options=DataOptions(columns="prompt: question, responses: answers, scores: votes")).pairs
@@ -130,7 +151,9 @@ def test_what_holds_no_rows_is_refused_in_one_line(data: Any) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("rows", [[[1, 2]], ["text", {"prompt": "a"}], [{"prompt": "a"}, "text"]], ids=str)
+@pytest.mark.parametrize(
+    "rows", [pandas.Series(["a"]), [[1, 2]], ["text", {"prompt": "a"}], [{"prompt": "a"}, "text"]], ids=str
+)
 def test_rows_that_are_not_rows_are_named(rows: Any) -> None:
     with pytest.raises((DataError, ConfigError)) as caught:
         load_pairs(rows)

@@ -109,6 +109,12 @@ def test_damaged_parquet_pages_are_named_errors(tmp_path: Path) -> None:
         list(read_rows(path))
 
 
+@pytest.mark.parametrize("name", ["a", "a.jsonl", "a.parquet", "b/a.csv.gz", "b/a"])
+def test_a_missing_file_is_said_to_be_missing(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UnreadableError, match=r"[Nn]o such file"):
+        list(read_rows(tmp_path / name))
+
+
 def test_a_forbidden_file_is_a_named_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: Any) -> Any:
         raise PermissionError(13, "Permission denied")

@@ -108,7 +108,7 @@ def test_cells_are_numbers_and_lists_where_a_form_wants_them(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"prompt,chosen,prompt\na,b,c\n", "names a column twice"),
+        (b"prompt,chosen,prompt\na,b,c\n", "column prompt occurs 2 times"),
         (b"prompt,,rejected\na,b,c\n", "without a name"),
         (b'prompt,chosen,rejected\na,"b,c\n', "line"),
         (b"prompt,chosen,rejected\na,b,\xff\n", "UTF-8"),
@@ -134,6 +134,19 @@ def test_the_first_line_shows_the_separator(name: str, separator: str, tmp_path:
     content = (tmp_path / "table").read_bytes()
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
     assert [dict(row.fields) for row in read_rows(tmp_path / name)] == rows
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.feather", "a.arrow"])
+def test_a_column_that_a_table_has_twice_is_refused(name: str, tmp_path: Path) -> None:
+    held = pyarrow.table([["a"], ["b"], ["c"], ["d"]], names=["prompt", "chosen", "rejected", "prompt"])
+    if name.endswith("parquet"):
+        pyarrow.parquet.write_table(held, tmp_path / name)
+    else:
+        new = pyarrow.ipc.new_file if name.endswith("feather") else pyarrow.ipc.new_stream
+        with new(str(tmp_path / name), held.schema) as file:
+            file.write_table(held)
+    with pytest.raises(UnreadableError, match="column prompt occurs 2 times"):
+        load_pairs(str(tmp_path / name))
 
 
 def test_decimals_of_a_table_are_numbers(tmp_path: Path) -> None:

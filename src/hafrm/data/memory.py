@@ -6,13 +6,14 @@ string that also refers to the rows, so that options remain plain values in mani
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike, fspath
 from typing import Any
 
 import numpy as np
 
-from hafrm.data.rowfiles import arrow_row
+from hafrm.data.rowfiles import arrow_row, require_once
 from hafrm.errors import ConfigError, DataError
 from hafrm.pairs import PreferencePair
 from hafrm.rows import Row, is_list
@@ -148,11 +149,13 @@ def _values(held: Any) -> Iterator[Any]:
     """Yield the rows of data in memory as plain values."""
     if hasattr(held, "iter_rows"):  # polars
         yield from held.iter_rows(named=True)
-    elif hasattr(held, "iloc"):  # pandas
+    elif hasattr(held, "iloc") and hasattr(held, "columns"):  # pandas
+        require_once(held.columns, _kind(held))
         for start in range(0, len(held), _BATCH):
             for row in held.iloc[start : start + _BATCH].to_dict("records"):
                 yield arrow_row({str(name): _filled(plain_value(value)) for name, value in row.items()})
     elif hasattr(held, "to_batches"):  # pyarrow
+        require_once(held.schema.names, _kind(held))
         for batch in held.to_batches(max_chunksize=_BATCH):
             yield from map(arrow_row, batch.to_pylist())
     elif hasattr(held, "with_format") and hasattr(held, "column_names") and hasattr(held, "__len__"):  # a Dataset
@@ -160,8 +163,9 @@ def _values(held: Any) -> Iterator[Any]:
             yield from map(arrow_row, table.to_pylist())
     else:
         for value in held:
-            row = plain_value(value)
-            yield arrow_row(row) if hasattr(held, "column_names") and isinstance(row, Mapping) else row
+            with contextlib.suppress(RecursionError):  # too deep a value is not one that a row needs
+                value = plain_value(value)
+            yield arrow_row(value) if hasattr(held, "column_names") and isinstance(value, Mapping) else value
 
 
 def plain_value(value: Any) -> Any:

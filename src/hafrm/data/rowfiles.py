@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -89,6 +90,8 @@ def read_rows(path: Path) -> Iterator[Row]:
     with reading(source):
         require_regular(path)
         if not has_known_suffix(path):
+            if not path.exists():
+                raise UnreadableError(f"{source}: no such file. Check the path.")
             raise UnreadableError(
                 f"{source}: the file's name must end in one of {FORMATS}. Convert the file, or rename it if it has one "
                 "of these formats."
@@ -144,6 +147,7 @@ def _json_lines(file: IO[bytes], source: str) -> Iterator[Row]:
 def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a Parquet file."""
     with pyarrow.parquet.ParquetFile(path) as file:
+        require_once(file.schema_arrow.names, str(path))
         for batch in file.iter_batches(batch_size=_BATCH):
             yield from map(arrow_row, batch.to_pylist())
 
@@ -157,10 +161,23 @@ def _arrow_rows(path: Path) -> Iterator[dict[str, Any]]:
             reader = pyarrow.ipc.open_file(file)
             batches = (reader.get_batch(place) for place in range(reader.num_record_batches))
         else:
-            batches = iter(pyarrow.ipc.open_stream(file))
+            reader = pyarrow.ipc.open_stream(file)
+            batches = iter(reader)
+        require_once(reader.schema.names, str(path))
         for batch in batches:
             for start in range(0, batch.num_rows, _BATCH):
                 yield from map(arrow_row, batch.slice(start, _BATCH).to_pylist())
+
+
+def require_once(names: Iterable[str], source: str) -> None:
+    """Raise if a table has two columns of one name, since rows would only have one of them.
+
+    Raises:
+        UnreadableError: names the column.
+    """
+    for name, count in Counter(names).most_common(1):
+        if count > 1:
+            raise UnreadableError(f"{source}: the column {name} occurs {count} times. Rename or remove one of them.")
 
 
 def arrow_row(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,9 +214,11 @@ def _separated_rows(file: IO[bytes], source: str, separators: str) -> Iterator[d
             separator = next((each for each in separators if each in first), separators[0])
             reader = csv.reader(chain([first], text), delimiter=separator, strict=True)
             names = next(reader, [])
-            if len(set(names)) < len(names) or not all(names):
-                what = "names a column twice" if all(names) else "has a column without a name"
-                raise UnreadableError(f"{source}: the first line {what}. Write the columns' names into it.")
+            if not all(names):
+                raise UnreadableError(
+                    f"{source}: the first line has a column without a name. Write the columns' names into it."
+                )
+            require_once(names, source)
             for number, cells in enumerate(filter(None, reader), start=1):
                 if len(cells) == len(names):
                     yield {name: Cell(cell) for name, cell in zip(names, cells, strict=True)}

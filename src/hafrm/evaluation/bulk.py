@@ -127,8 +127,8 @@ def score_rows(config: ScoreConfig, *, config_files: Iterable[str] = ()) -> Scor
         while chunk := list(islice(rows, CHUNK)):
             for _, of_file in groupby(chunk, key=attrgetter("source")):
                 for row in score_chunk(scorer, list(of_file), options=config.data_options):
-                    counts.add(row)
                     file.write(atomic.json_line(row.line))
+                    counts.add(row)
     counts.note = special_tokens_met(loaded)
     return counts
 

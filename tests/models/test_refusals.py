@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hafrm.errors import ModelError, first_line
+from hafrm.errors import ConfigError, ModelError, first_line
 from hafrm.models.checkpoints import load_run, save_adapter, save_run
 from hafrm.models.export import export
 from hafrm.models.loading import load_scorer
-from hafrm.models.options import ExportConfig, LoraOptions
+from hafrm.models.options import ExportConfig, LoraOptions, chat_template
 from hafrm.models.runinfo import RunInfo
 from hafrm.models.starts import check_start
 from hafrm.models.stock import load_causal_lm
@@ -111,6 +111,22 @@ def test_a_damaged_tokenizer_is_named(tmp_path: Path) -> None:
     (base / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError, match="No tokenizer"):
         load_tokenizer(str(base))
+
+
+def test_weights_of_other_shapes_than_the_config_says(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 8}))
+    with pytest.raises(ModelError, match=r"other shapes than its config\.json"):
+        load_causal_lm(str(base), dtype=None)
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_chat_template_is_refused(text: str, tmp_path: Path) -> None:
+    """The tokenizer's own template would be used instead."""
+    (tmp_path / "t.jinja").write_text(text)
+    with pytest.raises(ConfigError, match="empty"):
+        chat_template(str(tmp_path / "t.jinja"), "chat_template")
 
 
 def test_an_error_without_a_word_is_called_by_its_kind() -> None:

@@ -192,12 +192,15 @@ def chat_template(name: str | None, setting: str) -> str | None:
     if name in (None, "default"):
         return name and DEFAULT_CHAT_TEMPLATE
     try:
-        return Path(name).read_text(encoding="utf-8")
+        text = Path(name).read_text(encoding="utf-8")
+        if not text.strip():
+            raise ValueError("it is empty")
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{setting}: {name} can't be read ({first_line(error)}). Give a text file that contains a Jinja template, "
             "or `default`."
         ) from error
+    return text
 
 
 @dataclass(frozen=True, kw_only=True)

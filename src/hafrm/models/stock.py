@@ -25,6 +25,7 @@ _BY_WORD = {
     "trust_remote_code": "It contains Python code, which `--trust_remote_code true` would run. Such code can do "
     "anything that you can: read it first.",
     "gated": "Its owners ask for consent: accept the terms on the model's page and run `hf auth login`.",
+    "ignore_mismatched_sizes": "Its weights have other shapes than its config.json says: restore either of them.",
     "safetensors": "Weights are only read from safetensors, because pickles can run code. If you trust this model, "
     "load it with transformers and save it again.",
 }

@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,16 +32,17 @@ from hafrm.pairs import Conversation
 from hafrm.paper import costs, executor, numbers, runs, stages, study
 from hafrm.paper.frozen import fit_frozen
 from hafrm.paper.measures import Measured, Paired, mean_compared
-from hafrm.paper.plans import PARTS, cells, noise_part, shares_part
+from hafrm.paper.plans import FROZEN, PARTS, WORDS, Scoring, cells, noise_part, shares_part
 from hafrm.paper.presets import small_scale, world_scale
 from hafrm.paper.publishing import page_of, publish, with_block
-from hafrm.paper.record import Journal, Record, journal_of, record_of
+from hafrm.paper.record import Journal, Record, journal_of, record_of, write_header
 from hafrm.paper.runs import Run, train_words
 from hafrm.paper.samples import unseen
 from hafrm.paper.scales import Job, Overrides, SetFiles
 from hafrm.paper.stages import stage_order, trials
 from hafrm.paper.study_page import findings_of
 from hafrm.training import run as training_run
+from hafrm.training.manifest import save_manifest
 from tests.paper.test_plans import small_files
 from tests.tiny import pair, save_tiny, some_pairs
 
@@ -99,6 +100,8 @@ def test_parts_share_their_runs(tmp_path: Path) -> None:
     assert len(set(trials(asked, "noise", "instruct")) - single) == 3 * 5 * 3 * 3
     assert len(set(trials(asked, "ratios", "instruct")) - single) == 5 * 5 * 3
     assert {cell.column for cell in cells(asked, "ood", "instruct")} >= {"BS→Harmless", "CA→AHP"}
+    for part in PARTS.values():
+        assert all(a != b and {a, b} <= {*part.rows, WORDS, FROZEN} for a, b in part.rivals)
     names = [run.name for part in PARTS for run in trials(asked, part, "instruct")]
     assert len(set(names)) == len(stages.plan_study(asked).runs)
 
@@ -362,6 +365,60 @@ def test_a_record_survives_a_kill_and_gives_back_its_scores(tmp_path: Path) -> N
         record.add_scores("d", "BS", scores[1:])
 
 
+def test_a_studys_numbers_follow_from_its_record(tmp_path: Path) -> None:
+    """Of nine test pairs, DPO can't read one, and the prompts of two were trained on: the references skip all three."""
+    kept = tmp_path / "kept"
+    asked = job(tmp_path / "o", backbones=("base",), sets=("BS", "AHP"), seeds=(0, 1), parts=("table2",), keep=kept)
+    asked = replace(asked, rates=(1e-4, 1e-3))
+    write_header(asked)
+    for todo in stages.search(asked, "base"):
+        marked(asked, {todo.folder: 0.6 + 100 * todo.run.learning_rate(todo.job)})
+    (stage,) = (each for each in stages.stages(asked) if each.name == "table2")
+    marked(asked, {todo.folder: 0.7 for todo in stage.todos if not todo.recorded})
+
+    def scored(right: int, unread: int | None = None) -> list[PairScore]:
+        margins = [None if row == unread else 1.0 if row < right else -1.0 for row in range(9)]
+        return [
+            PairScore("m", "d", f"d:{row}", f"g{row}", margin, None if margin is None else 0.0, 5, 4)
+            for row, margin in enumerate(margins)
+        ]
+
+    record = record_of(asked)
+    right = {"haf": (6, 4), "baseline": (3, 2), "dpo": (1, 2)}
+    for todo in stage.todos:
+        scores = scored(right[todo.run.method][todo.run.seed], 6 if todo.run.method == "dpo" else None)
+        for scoring in todo.scorings:
+            record.add_scores(todo.scores_name(scoring), *scoring.tested_on, scores, kept=scores[:7])
+    for name, many in ((executor.words_name(asked, "BS"), 3), (executor.frozen_name(asked, "base", "BS"), 9)):
+        record.add_scores(name, "BS", scored(many), depends_on={"pairs": []})
+    journal = journal_of(asked)
+    journal.write("base/BS/haf-seed9", "failed", reason="diverged")
+    for begun in ("base/BS/dpo-seed9", stage.todos[0].name):  # of the latter, only the last line is missing
+        journal.write(begun, "started")
+    assert main(["reproduce", "study", "--recompute", str(kept)]) == 0
+    found = json.loads((kept / "results.json").read_text())
+    assert found["failures"] == [{"what": "base/BS/haf-seed9", "reason": "diverged"}]
+    assert found["unfinished"] == ["base/BS/dpo-seed9"]
+    row = found["parts"]["table2"]["base"]["BS"]
+    assert {name: (cell["by_seed"], cell["n"], cell["unscored"]) for name, cell in row.items()} == {
+        "haf": (pytest.approx([6 / 7, 4 / 7]), 7, 0),
+        "baseline": (pytest.approx([3 / 7, 2 / 7]), 7, 0),
+        "dpo": (pytest.approx([1 / 6, 2 / 6]), 6, 1),
+        "words": ([0.5, 0.5], 6, 0),
+        "frozen": ([1, 1], 6, 0),
+    }
+    assert list(found["parts"]["table2"]["base"]) == ["BS", "AHP"]  # in the paper's order
+    leads = {(each["a"], each["b"]): each for each in found["comparisons"] if each["column"] == "BS"}
+    assert leads["haf", "dpo"]["by_seed"] == pytest.approx({"0": 1 - 1 / 6, "1": 4 / 6 - 2 / 6})
+    assert leads["haf", "words"]["difference"] == pytest.approx(5 / 6 - 1 / 2)
+    assert found["seen"] == {"table2": {"BS": [2, 9], "AHP": [2, 9]}}
+    assert found["rates"]["base"]["haf"] == {"marks": {"0.0001": 0.61, "0.001": 0.7}, "failed": [], "rate": 0.001}
+    assert found["missing"] == ["nothing is missing"]
+    page = (kept / "table.md").read_text()
+    assert "\n| bag of words | 50.0 [" in page  # one model has no spread over seeds
+    assert "BS 1 of 7" in page  # pairs left out, of those whose prompt was not trained on
+
+
 @pytest.mark.slow
 def test_other_sets_and_mixtures(tiny_world: Path, tmp_path: Path) -> None:
     found = run_study(tmp_path, "--parts", "table2", "ood", "mixed")
@@ -496,6 +553,7 @@ def test_small_foretells_its_hours_and_cuts_its_sets(
     printed = capfd.readouterr().out
     assert "base-lora" in printed
     assert "hours of one process" in printed
+    assert re.search(r"\[missing\] base/BS/haf-seed0: [\d.]+ hours, [\d.]+ with all above", printed)
     two = [*words, "--learning_rates", "1e-3", "1e-2", "--dry_run"]
     assert main(["reproduce", "study", "--out", str(tmp_path), *two]) == 0
     choice = capfd.readouterr().out
@@ -641,6 +699,15 @@ def test_cells_of_fewer_seeds_say_so_and_are_in_no_mean() -> None:
     assert "the mean over seeds 0, 1, where available" in written.figures["table2-b"]
 
 
+def test_a_method_without_result_on_a_set_has_no_mean() -> None:
+    found = compared(0.02, [0.01, 0.03])
+    grid = found["parts"]["table2"]["b"]
+    grid["AHP"] = {"haf": grid["BS"]["haf"]}
+    by_name = {line[0]: line[1:] for line in findings_of(found).tables[0].rows}
+    assert by_name["Baseline (b)"][1:] == ("–", "–")
+    assert by_name["HAF (b)"][1:] == (Markup("<b>70.0 [60.0, 80.0]</b>"), Markup("<b>70.0</b>"))
+
+
 def test_a_curve_is_of_the_seeds_that_all_its_points_have() -> None:
     """The last point has additional seeds, which are better ones."""
     found = compared(0.02, [0.01, 0.03])
@@ -652,6 +719,36 @@ def test_a_curve_is_of_the_seeds_that_all_its_points_have() -> None:
     (drawn, _) = re.findall(r'd="([^"]*)" class="series positive"', figure)  # the curve, and the legend's line
     assert len(set(re.findall(r"[ML][\d.]+ ([\d.]+)", drawn))) == 1
     assert len(re.findall(r"[ML]([\d.]+)", drawn)) == 3  # the negative ratio, too
+
+
+def test_shares_and_flips_are_drawn_at_their_percentages() -> None:
+    """Accuracies rise by five points per row, by the share of the pairs or the flipped labels."""
+    found = compared(0.02, [0.01, 0.03])
+    cell = found["parts"]["table2"]["b"]["BS"]["haf"]
+    rows = {
+        "sizes": ["haf 1/4", "haf 1/2", "haf 1/1", "dpo 1/4"],
+        "noise": ["haf 40%", "haf 10%", "haf 0%", "baseline 40%"],
+    }
+    found["parts"] = {
+        part: {
+            "b": {"BS": {row: cell | {"by_seed": [0.6 + 0.05 * place]} for place, row in enumerate(of_part)}}
+        }
+        for part, of_part in rows.items()
+    }  # fmt: skip
+    written = findings_of(found)
+    names = [[row[0] for row in table.rows] for table in written.tables[:2]]
+    assert names == [
+        ["HAF, 1/4 (b)", "HAF, 1/2 (b)", "HAF, all pairs (b)", "DPO, 1/4 (b)"],
+        ["HAF, 40% flipped (b)", "HAF, 10% flipped (b)", "HAF, 0% flipped (b)", "Baseline, 40% flipped (b)"],
+    ]
+    for part, (first, second) in {"sizes": (25, 50), "noise": (10, 30)}.items():
+        lines = re.findall(r'd="([^"]*)" class="series positive"', written.figures[f"{part}-b"])
+        points = [tuple(map(float, point)) for point in re.findall(r"[ML]([\d.]+) ([\d.]+)", lines[0])]
+        (x0, y0), (x1, y1), (x2, y2) = points
+        assert (x2 - x1) / (x1 - x0) == pytest.approx(second / first, rel=0.01)
+        assert y1 - y0 == pytest.approx(y2 - y1, abs=0.2)  # equal steps
+        assert (y1 < y0) is (part == "sizes")  # upwards in a picture
+        assert len(lines) == 2  # the curve, and the legend's line
 
 
 def test_what_the_paper_says_is_held_to_the_sets_of_enough_prompts() -> None:
@@ -722,6 +819,8 @@ def test_two_rows_are_compared_on_the_pairs_that_both_scored() -> None:
 
 def test_what_is_left_out_is_counted() -> None:
     found = compared(0.02, [0.01, 0.03]) | {"seen": {"ood": {"BS→Harmless": [22, 308]}}}
+    row = found["parts"]["table2"]["b"]["BS"]
+    row |= {"words": row["haf"] | {"unscored": 0, "n": 8}, "frozen": row["haf"]}  # words: of pairs that all could score
     notes = findings_of(found).notes
     assert "Left out of all accuracies are test pairs longer than 512 tokens: BS 1 of 10." in notes
     assert any(note.endswith("in the training or validation pairs: BS→Harmless 22 of 308.") for note in notes)
@@ -984,6 +1083,47 @@ def test_what_another_process_tried_in_vain_is_not_tried_again(
     journal.write("instruct/BS/haf-seed0", "failed", reason="by the other one")
     worker.work()
     assert tried == ["baseline", "dpo"]
+
+
+@pytest.mark.parametrize("keeps", [False, True], ids=["with weights", "results alone"])
+def test_each_run_is_trained_once_and_leaves_what_was_asked_for(
+    keeps: bool, tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The baseline is best at the low rate, the others at the high one; only the first seed tries both."""
+    asked = job(tmp_path, backbones=("instruct",), sets=("BS",), seeds=(0, 1), parts=("table2",))
+    asked = replace(asked, rates=(1e-4, 1e-3), keep=tmp_path / "kept" if keeps else None)
+    made: list[str] = []
+
+    def trained(run: Run, job: Job) -> Path:
+        made.append(str(run.folder(job).relative_to(job.root / "runs/instruct/BS")))
+        best = run.learning_rate(job) == (1e-4 if run.method == "baseline" else 1e-3)
+        effective = {"bf16": False, "fp16": False, "dtype": "float32", "device": "cpu"}
+        manifest = {"format": 1, "status": "finished", "config": {}, "data": {}, "started": "", "git_revision": None}
+        manifest |= {"eval_metrics": {"eval_rewards/accuracies": 0.6 + best / 10}, "versions": {}}
+        (run.folder(job) / "checkpoint-9").mkdir(parents=True)
+        save_manifest(manifest | {"effective": effective}, run.folder(job))
+        return run.folder(job)
+
+    def scored(scoring: Scoring, job: Job) -> Path:
+        rows = [PairScore("m", "d", f"d:{row}", f"g{row}", 1.0, 0.0, 5, 5) for row in range(3)]
+        scoring.folder(job).mkdir(parents=True)
+        (scoring.folder(job) / "scores.jsonl").write_text("".join(f"{json.dumps(asdict(row))}\n" for row in rows))
+        return scoring.folder(job)
+
+    monkeypatch.setattr(Run, "make", trained)
+    monkeypatch.setattr(Run, "changed", lambda run, job, **_: "")
+    monkeypatch.setattr(Scoring, "make", scored)
+    for _ in range(2):  # the second command has nothing to do
+        executor.Worker(asked, lambda line: None).work()
+    tried = [f"{method}-seed0-lr{rate}" for rate in ("0.0001", "0.001") for method in ("haf", "baseline", "dpo")]
+    chosen = {"haf": "0.001", "baseline": "0.0001", "dpo": "0.001"}
+    assert sorted(made) == sorted([*tried, *(f"{method}-seed1-lr{rate}" for method, rate in chosen.items())])
+    assert list(stages.missing(asked)) == ["nothing is missing"]
+    left = sorted(path.parent.name for path in (asked.root / "runs").rglob("manifest.json"))
+    assert left == ([] if keeps else sorted(made))
+    assert not list((asked.root / "runs").rglob("checkpoint-*"))
+    events = [entry.event for entry in journal_of(asked).entries()]
+    assert (events.count("started"), events.count("finished")) == (9 + 6, 9 + 6)
 
 
 @pytest.mark.slow

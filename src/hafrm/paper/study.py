@@ -121,10 +121,10 @@ def _scores(job: Job, part: str, backbone: str) -> tuple[Scores, dict[str, list[
         if scores:
             found.setdefault(cell.column, {}).setdefault(cell.row, {})[cell.run.seed] = scores
     for name, rows in found.items() if part == "table2" else ():
-        if (words := record.scores(words_name(job, name))) is not None:
-            rows[WORDS] = dict.fromkeys(job.seeds, _only(words[0], _scored_by_all(rows.values())))
-        if (frozen := record.scores(frozen_name(job, backbone, name))) is not None:
-            rows[FROZEN] = dict.fromkeys(job.seeds, frozen[0])
+        scored = _scored_by_all(rows.values())
+        for row, known_as in {WORDS: words_name(job, name), FROZEN: frozen_name(job, backbone, name)}.items():
+            if (reference := record.scores(known_as)) is not None:
+                rows[row] = dict.fromkeys(job.seeds, _only(reference[0], scored))
     return {column: found[column] for column in sorted(found, key=_place)}, left_out
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from markupsafe import Markup
@@ -291,9 +292,9 @@ def _left_out(in_domain: Mapping[str, _Grid]) -> str:
     """Describe how many test pairs were not scored, by set, and by backbone if they differ."""
     by_backbone = {
         backbone: ", ".join(
-            f"{column} {unscored:,} of {unscored + next(iter(row.values()))['n']:,}"
+            f"{column} {cell['unscored']:,} of {cell['unscored'] + cell['n']:,}"
             for column, row in grid.items()
-            if (unscored := max(int(cell["unscored"]) for cell in row.values()))
+            if (cell := max(row.values(), key=itemgetter("unscored")))["unscored"]
         )
         for backbone, grid in in_domain.items()
     }

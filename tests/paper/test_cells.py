@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
+from hafrm.errors import DataError
+from hafrm.evaluation.options import EvaluateConfig
+from hafrm.pairs import Prompt
 from hafrm.paper import accuracy, duels, numbers, selections
 from hafrm.paper.duels import Duel
 from hafrm.paper.experiments import EXPERIMENTS
 from hafrm.paper.measures import Grid, Measured
-from hafrm.paper.policies import Point
+from hafrm.paper.plans import RATIOS, ratio_options
+from hafrm.paper.policies import Judged
+from hafrm.paper.policies import Point as PolicyPoint
 from hafrm.paper.presets import paper_scale
-from hafrm.paper.probes import perplexity
+from hafrm.paper.probes import agreement, consistency, perplexity
+from hafrm.paper.probes.agreement import Agreement
+from hafrm.paper.probes.consistency import Consistency, Point, Share
 from hafrm.paper.probes.perplexity import PerplexityVariance
+from hafrm.paper.runs import Policy, Run
 from hafrm.paper.scales import METHODS, Job, Overrides
 from hafrm.paper.selections import Selections
 from hafrm.report.findings import Table
+from hafrm.rlhf.checkpoints import Answers
+from hafrm.sampling.candidates import Candidates
+from hafrm.stats import Correlation, Interval, linear_fit
 from tests.paper.test_plans import job
 from tests.paper.test_selections import GPT, prompt
 
@@ -112,7 +128,8 @@ def test_table_3_averages_over_the_test_sets_of_a_category(asked: Job) -> None:
         "BS": ("Harmless",),
         "Harmless": ("BS",),
     }
-    ours, papers = EXPERIMENTS["table3"].find(asked).tables
+    findings = EXPERIMENTS["table3"].find(asked)
+    ours, papers = findings.tables
     columns = {
         name: {method: fmean(100 * share((name,), each, method) for each in others) for method in METHODS}
         for name, others in tested.items()
@@ -122,10 +139,51 @@ def test_table_3_averages_over_the_test_sets_of_a_category(asked: Job) -> None:
     assert [re.sub("<.*", "", str(name)) for name in ours.header[1:]] == list(columns)
     found = list(map(read_transfer, plain(ours)["phi-2, internal"]))
     assert found == [pytest.approx(each, abs=0.006) for each in expected]
+    leads = {(each.trained_on, each.tested_on, each.over): (each.difference, each.paper) for each in findings.relations}
+    lead = (columns["AHP"]["haf"] - columns["AHP"]["dpo"]) / 100
+    assert leads["AHP", "CA+Helpful", "dpo"] == (pytest.approx(lead), pytest.approx(0.237))
+    assert leads["each set", "Avg", "baseline"][1] == pytest.approx(0.0157)
     for row in numbers.TABLE_3:
         printed = [(each.haf, each.above_baseline, each.above_dpo) for each in (*row.cells.values(), row.average)]
         cells = list(map(read_transfer, plain(papers)[f"{row.backbone}, {row.source}"]))
         assert cells == [pytest.approx(each) for each in printed]
+
+
+def test_table_3_reads_rewardbenchs_section_of_the_sets_category(asked: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second seed is 10 points better than the first; weighted scores are 1 point lower."""
+    asked = replace(asked, seeds=(0, 1), rewardbench="rb", sets=("CA", "BS"))
+
+    def share_of(model: str) -> float:
+        (name, method, seed) = re.findall(r"/(CA|BS)/(\w+)-seed(\d)$", model)[0]
+        return share((name,), name, method) + int(seed) / 10
+
+    def evaluated(config: EvaluateConfig) -> Any:
+        section = "Chat" if "/CA/" in config.models[0] else "Safety"
+        scores = {
+            model: {kind: {section: {"value": share_of(model) - lower}} for kind, lower in KINDS.items()}
+            for model in config.models
+        }
+        return SimpleNamespace(suites={"rewardbench@rb": {"models": scores}})
+
+    KINDS = {"pooled": 0, "sections": 0.01}
+    monkeypatch.setattr(accuracy, "evaluate", evaluated)
+    findings = EXPERIMENTS["table3"].find(asked)
+    for how, lower in (("external", 0), ("external_weighted", 0.01)):
+        assert findings.results[how]["phi-2"] == {
+            name: {method: pytest.approx(share((name,), name, method) + 0.05 - lower) for method in METHODS}
+            for name in ("CA", "BS")
+        }
+    ours = plain(findings.tables[0])
+    shares = {name: {method: 100 * share((name,), name, method) for method in METHODS} for name in ("CA", "BS")}
+    for label, lower in (("external", 0), ("external, weighted as RewardBench does", 1)):
+        cells = list(map(read_transfer, ours[f"phi-2, {label}"]))
+        for found, of in zip(cells, shares.values(), strict=False):
+            gains = of["haf"] - of["baseline"], of["haf"] - of["dpo"]
+            assert found == pytest.approx((of["haf"] + 5 - lower, *gains), abs=0.006)
+        assert cells[-1] == pytest.approx([fmean(column) for column in zip(*cells[:-1], strict=True)], abs=0.006)
+    KINDS.pop("sections")
+    with pytest.raises(DataError, match="rb contains no pair of RewardBench's section Chat"):
+        EXPERIMENTS["table3"].find(asked)
 
 
 RIGHT = {"haf": 5, "baseline": 3, "dpo": 1}
@@ -243,8 +301,8 @@ def test_tables_6_and_7(asked: Job, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_figure_5s_columns(asked: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    def point(step: int, first: float) -> Point:
-        return Point(step, (first,) * 8, (first + 1,) * 8, kl=first + 2, length=first + 3, gold_by_seed=(first,))
+    def point(step: int, first: float) -> PolicyPoint:
+        return PolicyPoint(step, (first,) * 8, (first + 1,) * 8, kl=first + 2, length=first + 3, gold_by_seed=(first,))
 
     duel = Duel(
         {"haf": (point(0, 10), point(5, 20)), "baseline": (point(0, 30), point(5, 40))},
@@ -262,3 +320,154 @@ def test_figure_5s_columns(asked: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows["5"][0].startswith("81.2 [")
     assert rows["5"][1] == "1, 1 without a verdict"
     assert rows["5"][2:] == ["21.00", "41.00", "22.0", "42.0", "23.0", "43.0"]
+
+
+def test_figure_5_counts_the_answers_that_the_judge_prefers(asked: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The judge prefers the longer answer, and gives no verdict on one; the policies start with the same answers."""
+    texts = {
+        ("haf", 0): ["aaa", "b", "c"],
+        ("haf", 1): ["aaa", "bb", "?"],
+        ("baseline", 0): ["a", "b", "ccc"],
+        ("baseline", 1): ["a", "b", "c"],
+    }
+
+    def judged(job: Job, policy: Policy, prompts: Mapping[Prompt, str]) -> list[Judged]:
+        steps = {0: ["s"] * 3, 5: texts[str(policy.rewarded_by), policy.seed]}
+        return [
+            Judged(Answers(step, answers, [float(step)] * 3, [step] * 3), [0.5] * 3, [policy.seed + step] * 3)
+            for step, answers in steps.items()
+        ]
+
+    folders = []
+
+    class Judge:
+        def __init__(self, *, folder: Path, **_: Any) -> None:
+            self.folder = folder
+            folders.append(folder)
+
+        def compare(self, rows: Sequence[Candidates], chosen: Mapping[str, set[int]]) -> tuple[dict[str, Any], Any]:
+            lengths = {row.id: [len(text) for text in row.texts] for row in rows if "?" not in row.texts}
+            return {key: {(0, 1): 0.5 if a == b else float(a > b)} for key, (a, b) in lengths.items()}, {}
+
+    prompts = {Prompt.of(f"question {number}"): "d" for number in range(3)}
+    monkeypatch.setattr(duels, "held_out_prompts", lambda *_: prompts)
+    monkeypatch.setattr(duels, "judged_answers", judged)
+    monkeypatch.setattr(duels, "JudgeRuns", Judge)
+    findings = EXPERIMENTS["figure5"].find(replace(asked, seeds=(0, 1), sets=("AHP",)))
+    duel = findings.results["duels"]["phi-2"]["Chat"]
+    assert duel["win_rate"] == {
+        "0": {"value": 0.5, "ci95": None, "undecided": 6, "no_verdict": 0},
+        "5": {"value": pytest.approx((1 + 0.75 + 0.25) / 3), "ci95": None, "undecided": 2, "no_verdict": 1},
+    }
+    after = {rival: duel["policies"][rival]["5"] for rival in ("haf", "baseline")}
+    assert after["haf"]["gold_by_seed"] == pytest.approx([(1 + 0.5 + 0) / 3, (1 + 1 + 0.5) / 3])
+    assert after["baseline"]["gold_by_seed"] == pytest.approx([(0 + 0.5 + 1) / 3, (0 + 0 + 0.5) / 3])
+    assert (after["haf"]["proxy"], after["haf"]["kl"], after["haf"]["length"]) == (5.5, 5, 5)
+    assert len(set(folders)) == 2 * 2  # verdicts of each seed and step
+    assert list(findings.figures) == ["figure5-phi-2"]  # this judge gives no rewards to draw
+
+
+def log_curves(folder: Path, accuracies: Sequence[float], margins: Sequence[float], losses: Sequence[float]) -> None:
+    """Write the metrics of a run that is evaluated every ten steps."""
+    names = ("eval_rewards/accuracies", "eval_rewards/margins", "eval_loss/reward")
+    rows: list[dict[str, float]] = [{"step": 1, "loss": 0.7}]
+    for place, point in enumerate(zip(accuracies, margins, losses, strict=True), 1):
+        rows.append({"step": 10 * place} | dict(zip(names, point, strict=True)))
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def test_figure_6_and_the_claims_about_it(asked: Job) -> None:
+    """Phi-2 agrees with all that the paper says; the other backbone has the same curves at every ratio.
+
+    The seeds differ by 2 points, and at ratio 2 the second one stops early.
+    """
+    asked = replace(asked, backbones=("phi-2", "mistral-instruct"), seeds=(0, 1))
+    same = ((0.6, 0.7, 0.65), (0.65, 0.5, 0.55))
+    own: Mapping[float, tuple[tuple[float, ...], tuple[float, ...]]] = {
+        -0.2: ((0.5, 0.6, 0.6), same[1]),
+        0.1: ((0.6, 0.72, 0.7), same[1]),
+        0.2: (same[0], (0.5, 0.45, 0.7)),
+    }
+    for backbone in asked.backbones:
+        for ratio in RATIOS:
+            accuracies, losses = own.get(ratio, same) if backbone == "phi-2" else same
+            for seed, more in enumerate((-0.01, 0.01)):
+                run = Run(backbone=backbone, sets=("Helpful",), seed=seed, **ratio_options(ratio))
+                last = 2 if (ratio, seed) == (2, 1) else 3
+                curves = ([value + more for value in accuracies], (0.1, 0.2, 0.3 + ratio), losses)
+                log_curves(run.folder(asked), *(curve[:last] for curve in curves))
+    findings = EXPERIMENTS["figure6"].find(asked)
+    rows, claims, _, others = map(plain, findings.tables)
+    assert rows["0"] == ["70.0", "20", "65.0", "0.300", "0.550", "0.500"]
+    assert rows["0.2"] == ["70.0", "20", "65.0", "0.500", "0.700", "0.450"]
+    assert rows["2"] == ["70.0", "20", "70.0", "0.200", "0.500", "0.500"]
+    assert list(claims.values()) == [
+        ["yes", "72.0 against 70.0"],
+        ["yes", "step 10 against 20"],
+        ["yes", "0.250 against 0.050"],
+        ["yes", "60.0 against 70.0"],
+    ]
+    assert [cells[0] for cells in others.values()] == ["no"] * 4
+    assert findings.results["curves"]["phi-2"]["0.1"]["accuracy"] == [
+        (10, pytest.approx(0.6)), (20, pytest.approx(0.72)), (30, pytest.approx(0.7)),
+    ]  # fmt: skip
+    assert set(findings.figures) == {"figure6-phi-2", "figure6-mistral-instruct"}
+    log = Run(backbone="phi-2", sets=("Helpful",), method="baseline").folder(asked) / "metrics.jsonl"
+    log.write_text('{"step": 1, "loss": 0.7}\n')
+    with pytest.raises(DataError, match="contains no evaluation"):
+        EXPERIMENTS["figure6"].find(asked)
+
+
+def test_figure_7s_columns(asked: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second set has too few prompts for an interval."""
+
+    def measured(reward: str, dpo: str, data: str, out: Path) -> Agreement:
+        name = out.name
+        assert [Path(model).name for model in (reward, dpo)] == ["baseline-seed0", "dpo-seed0"]
+        assert data == asked.scale.sets[name].test
+        x = np.arange(4.0)
+        return Agreement(
+            data=data, reward_model=reward, dpo_model=dpo, pairs=90, groups=8, left_out=7,
+            interval=Interval(-0.125, 0.5) if name == "BS" else None, pearson=Correlation(0.25, 0.4),
+            spearman=Correlation(0.75, 0.3), fit=linear_fit(x, x), same_sign=0.625, x=x, y=x,
+        )  # fmt: skip
+
+    monkeypatch.setattr(agreement, "run_agreement", measured)
+    findings = EXPERIMENTS["figure7"].find(replace(asked, sets=("BS", "AHP")))
+    assert [row[1:] for row in findings.tables[0].rows] == [
+        ("BS", "90", "7", "0.25 [-0.12, 0.50]", "0.75", "62.5"),
+        ("AHP", "90", "7", "0.25 –", "0.75", "62.5"),
+    ]
+    assert "r = 0.25 [-0.12, 0.50], Spearman 0.75" in findings.figures["figure7-phi-2-BS"]
+    assert set(findings.figures) == {"figure7-phi-2-BS", "figure7-phi-2-AHP"}
+
+
+def test_figure_2s_columns(asked: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(haf: str, dpo: str, data: str, oracle: str, out: Path, **_: Any) -> Consistency:
+        assert [Path(model).name for model in (haf, dpo, oracle)] == [
+            "haf-seed0-checkpoints", "dpo-seed0-checkpoints", "baseline-seed0",
+        ]  # fmt: skip
+        points = [
+            Point(matching=by, haf_step=1, dpo_step=1, gap=0.0, x=1.0, y=2.0, prompts=9)
+            for by in ("reward", "reward", "acc")
+        ]  # fmt: skip
+        shares = {"reward": Share(0.25, None), "acc": Share(0.75, None)}
+        return Consistency(
+            points=points, share_above=Share(0.5, Interval(0.4, 0.625)), share_above_scaled=Share(0.3, None),
+            by_matching=shares, too_long=3 if out.name == "phi-2" else 0,
+        )  # fmt: skip
+
+    monkeypatch.setattr(consistency, "run_consistency", measured)
+    findings = EXPERIMENTS["figure2"].find(replace(asked, sets=("BS",), backbones=("phi-2", "mistral-instruct")))
+    assert [row[1:] for row in findings.tables[0].rows[:3]] == [
+        ("all", "3", "50.0 [40.0, 62.5]", "30.0"),
+        ("reward", "2", "25.0", "–"),
+        ("acc", "1", "75.0", "–"),
+    ]
+    figure = findings.figures["figure2-phi-2"]
+    assert "50% of 3 points are above" in figure
+    assert [figure.count(f'class="s{place}"') for place in (0, 1)] == [2 + 1, 1 + 1]  # the points, and the key
+    (note,) = (note for note in findings.notes if "Prompts (phi-2)" in note)
+    assert "3 too" in note
+    assert "mistral" not in note

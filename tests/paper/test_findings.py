@@ -69,6 +69,8 @@ def test_an_averages_interval_is_narrower_than_its_parts() -> None:
     widths = [one.ci95[1] - one.ci95[0] for one in each if one.ci95]
     assert mean.ci95[1] - mean.ci95[0] == pytest.approx(np.mean(widths) / 2, rel=0.05)
     assert (mean.tested_on, mean.paper) == ("Avg", 0.01)
+    few = related(measured([1.0, 1.0]), measured([0.0, 0.0]))  # has no interval
+    assert (few.ci95, average_relation([*each, few]).ci95) == (None, None)
 
 
 def test_the_best_is_bold_and_the_second_underlined() -> None:

@@ -14,8 +14,9 @@ from hafrm.evaluation.scoring import SCORES_FILE, PairScore
 from hafrm.paper import measures
 from hafrm.paper.plans import single_sets
 from hafrm.paper.presets import small_scale
-from hafrm.paper.scales import Overrides
+from hafrm.paper.scales import METHODS, Overrides
 from hafrm.paper.tables import lines_of, template
+from tests.paper.recorded import recorded_accuracies
 from tests.paper.test_plans import job, small_files
 
 
@@ -33,7 +34,7 @@ def test_scores_of_a_file_and_of_what_it_became_are_not_put_together() -> None:
 
 
 def test_pairs_that_are_left_out_are_counted_by_reason(tmp_path: Path) -> None:
-    """Of six test pairs one is too long, and the prompts of two were trained on."""
+    """Of six test pairs one is too long, and the prompts of two were trained on. The record gives the same accuracy."""
     data = small_files(tmp_path / "data")
     scale = small_scale(Overrides(), backbones=["m"], data_folder=str(data))
     asked = job(scale, sets=("BS",), out=tmp_path / "o")
@@ -42,13 +43,19 @@ def test_pairs_that_are_left_out_are_counted_by_reason(tmp_path: Path) -> None:
     rows = []
     for run in scoring.runs:
         for number, group in enumerate(["a", "b", "c", "d", *trained]):
-            rewards = (None, None, 5, 5, "overlong") if group == "c" else (1.0, 0.0, 5, 5)
+            rewards = (None, None, 5, 5, "overlong") if group == "c" else (float(group != "d"), 0.5, 5, 5)
             rows.append(PairScore(str(run.folder(asked)), test, f"{test}:{number}", group, *rewards))
+            rows.append(PairScore(str(run.folder(asked)), "other", f"other:{number}", group, 0.0, 1.0, 5, 5))
     folder = scoring.folder(asked)
     folder.mkdir(parents=True)
     (folder / SCORES_FILE).write_text("".join(f"{json.dumps(asdict(row))}\n" for row in rows))
     grid = measures.measure(asked, ("BS",), ("BS",), backbone="m")
     assert len(grid["BS"]["haf"].pair_hits) == 3
+    assert grid["BS"]["haf"].accuracy == pytest.approx(2 / 3)
+    for _ in range(2):  # the second record replaces the first
+        measures.record_scores(asked, [scoring], tmp_path)
+    assert recorded_accuracies(tmp_path) == {f"m/BS/{name}-seed0 on BS": pytest.approx(2 / 3) for name in METHODS}
+    assert len((tmp_path / "record.jsonl").read_text().splitlines()) == 1 + 3
     expected = {"overlong": 1, "with a prompt that was trained on": 2}
     assert measures.left_out_of({"m": grid}) == {"BS (m)": expected}
     (line,) = lines_of(template("pages").left_out_notes(measures.left_out_of({"m": grid})))

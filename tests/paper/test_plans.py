@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hafrm import atomic
 from hafrm.cli import main, train
 from hafrm.cli.options import options_of
 from hafrm.data import load_pairs
@@ -243,6 +244,32 @@ def test_a_dry_run_says_which_runs_the_command_would_refuse(
     for steps, state in (("1", "finished"), ("2", "other options: training.max_steps (was 1, now 2)")):
         assert main([*words, "--out", str(tmp_path), "--steps", steps]) == 0
         assert f"[{state}] instruct/BS/baseline-seed0" in capfd.readouterr().out
+
+
+def test_files_may_move_but_other_models_and_data_make_other_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder's name identifies a model; before it is made, as in a dry run, any of the backbone's will do."""
+    asked = job(world_scale(Overrides()), out=tmp_path)
+    run = Run(backbone="instruct", sets=("BS",), method="haf")
+    policy = Policy(backbone="instruct", sets=("BS",), rewarded_by="haf", seed=0)
+    names = {part: {"sources": [{"name": "", "sha256": "", "kept": 0}]} for part in ("train", "eval")}
+    manifest = {"format": 1, "status": "finished", "data": names, "config": asdict(run.config(asked, model="/a/m-1"))}
+    atomic.write_json(run.folder(asked) / "manifest.json", manifest)
+    config = asdict(policy.config(asked, model="/a/m-1"))
+    atomic.write_json(policy.folder(asked) / "manifest.json", manifest | {"config": config})
+    monkeypatch.setattr(Job, "model", lambda self, backbone: "/b/m-1")
+    assert run.changed(asked) == ""
+    monkeypatch.setattr(Job, "model", lambda self, backbone: "/b/m-2")
+    for each in (run, policy):
+        assert each.changed(asked) == "model (was /a/m-1, now /b/m-2)"
+        assert each.changed(asked, shown=True) == ""
+    monkeypatch.setattr(Job, "model", lambda self, backbone: "/a/m-1")
+    data = {"config": manifest["config"] | {"data": ["world/helpful"]}}
+    atomic.write_json(run.folder(asked) / "manifest.json", manifest | data)
+    assert run.changed(asked) == "data (was world/helpful, now world/safe)"
+    atomic.write_json(run.folder(asked) / "manifest.json", manifest | {"data": {}} | data)
+    assert run.changed(asked) == "data (was ['world/helpful'], now ['world/safe'])"
 
 
 def test_a_cap_holds_for_the_worlds_mixture() -> None:

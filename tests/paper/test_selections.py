@@ -71,11 +71,12 @@ def test_circles_and_regions_by_hand() -> None:
 
 
 def test_prompts_in_no_rate_are_counted_by_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Of five prompts that were scored one has a single response, one no ranking, and two no comparison."""
-    ranked = [prompt(name, 0, 0, 0) for name in "abcde"]
+    """Of six prompts that were scored one has a single response, one no ranking, and two no comparison."""
+    ranked = [prompt(name, 0, 0, 0) for name in "abcdef"]
     by_endpoint = [replace(each, gold=None, preferred={}) for each in ranked]
     kept = [by_endpoint[0], replace(by_endpoint[1], ranks=None)]
     kept += [replace(each, preferred=None) for each in by_endpoint[2:4]] + [replace(by_endpoint[4], counts=(4,))]
+    kept.append(ranked[5])  # the judge's rewards compare its responses
     found = BestOfN({"left_out": {"no_response": 2}, "unscored": {"overlong": 3}}, kept)
     monkeypatch.setattr(selections, "sample", lambda config: None)
     monkeypatch.setattr(selections, "best_of_n", lambda config: found)

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from pydantic import TypeAdapter
+from scipy import stats
 from torch import Tensor, nn
 
 from hafrm.encoding import TokenGroup
@@ -137,11 +138,16 @@ def test_seeds_are_summed_up_and_kept_whole() -> None:
     informed, blind, targets = one_token_pairs(0)
     seed = measured(informed, blind, targets, good_head())
     assert TypeAdapter(Seed).validate_python(json.loads(json.dumps(asdict(seed)))) == seed
-    worse = replace(seed, train=replace(seed.train, hybrid=9.0, holds=False))
-    claim = summarise_claim([seed, worse])
-    assert (claim.train.holds, claim.held_out.holds) == (1, 2)
-    assert claim.train.interval is not None
-    assert claim.train.interval.low == pytest.approx(claim.train.mean)  # equal differences
+    differences = [-0.3, 0.1, 0.25]
+    seeds = [
+        replace(seed, train=replace(train, difference=replace(train.difference, difference=each), holds=each <= 0))
+        for train, each in zip([seed.train] * 3, differences, strict=True)
+    ]
+    claim = summarise_claim(seeds)
+    assert (claim.train.differences, claim.train.holds, claim.held_out.holds) == (differences, 1, 3)
+    assert claim.train.mean == pytest.approx(0.05 / 3)
+    expected = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    assert claim.train.interval == pytest.approx((expected.low, expected.high))
     assert summarise_claim([seed]).train.interval is None
     assert asdict(claim)["seeds"][1]["train"]["holds"] is False
 

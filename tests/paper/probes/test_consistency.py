@@ -36,6 +36,7 @@ def evaluation(step: int, accuracy: float) -> str:
 
 def test_checkpoints_are_read_with_the_policy_heads_metrics(tmp_path: Path) -> None:
     lines = [json.dumps({"step": 5, "loss": 1}), evaluation(5, 0.6), evaluation(10, 0.7)]
+    lines.append(json.dumps({"step": 10, "train_loss": 1}))  # the run's summary
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     for name in ("checkpoint-10", "checkpoint-5", "checkpoint-15", "checkpoint-x"):
         (tmp_path / name).mkdir()

@@ -17,6 +17,7 @@ from sklearn.linear_model import LogisticRegression
 
 from hafrm.contract import parse_pair
 from hafrm.errors import DataError, UnknownDataError
+from hafrm.evaluation.scoring import response_length
 from hafrm.pairs import PreferencePair
 from hafrm.paper.world import (
     PROFILES,
@@ -29,6 +30,7 @@ from hafrm.paper.world import (
 from hafrm.paper.world.sets import LENGTH_BIAS
 from hafrm.paper.world.source import World
 from tests.paper.world.ceiling import Rewards, oracle_accuracy, oracle_rewards
+from tests.paths import TESTS
 
 Pairs = Mapping[str, list[PreferencePair]]
 
@@ -65,6 +67,21 @@ def test_another_seed_gives_other_pairs_and_a_smaller_size_the_beginning() -> No
     pairs = world_pairs("helpful", size=60)
     assert world_pairs("helpful", size=21) == pairs[:21]
     assert world_pairs("helpful", size=60, seed=1) != pairs
+
+
+def test_the_published_results_are_of_these_sets() -> None:
+    """Anybody can draw the pairs again on which the published models were tested: their lengths are in the record."""
+    names = {"Helpful": "helpful", "Harmless": "harmless", "BS": "safe", "CA": "arena", "AHP": "human-pref"}
+    lines = (
+        (TESTS.parent / "docs" / "results" / "world" / "table2" / "record.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
+    recorded = {row["test"]: row["lengths"] for row in map(json.loads, lines) if "test" in row}
+    assert set(recorded) == set(names)
+    for name, lengths in recorded.items():
+        pairs = world_pairs(names[name], "test", size=60)
+        assert [[response_length(pair.chosen), response_length(pair.rejected)] for pair in pairs] == lengths[:60]
 
 
 @pytest.mark.slow

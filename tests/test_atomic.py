@@ -25,17 +25,27 @@ def test_text_is_written_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mask", [0o022, 0o077])
 def test_files_and_folders_have_the_modes_that_the_umask_allows(mask: int, tmp_path: Path) -> None:
+    """Some writers make files that only their owner can read."""
     before = os.umask(mask)
     try:
         atomic.write_text(tmp_path / "file.txt", "x")
-        with atomic.new_folder(tmp_path / "folder") as folder:
-            (folder / "file.txt").write_text("x")
-            (folder / "file.txt").chmod(0o600)
+        with atomic.new_folder(tmp_path / "folder") as folder, atomic.new_files(tmp_path / "others", last="") as files:
+            for place in (folder, files):
+                (place / "file.txt").write_text("x")
+                (place / "file.txt").chmod(0o600)
     finally:
         os.umask(before)
-    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "file.txt", tmp_path / "folder")}
-    assert modes == {"file.txt": 0o666 & ~mask, "folder": 0o777 & ~mask}
-    assert stat.S_IMODE((tmp_path / "folder" / "file.txt").stat().st_mode) == 0o666 & ~mask
+    modes = {
+        str(path.relative_to(tmp_path)): stat.S_IMODE(path.stat().st_mode)
+        for path in tmp_path.rglob("*")
+        if path.name != "others"
+    }
+    assert modes == {
+        "file.txt": 0o666 & ~mask,
+        "folder": 0o777 & ~mask,
+        "folder/file.txt": 0o666 & ~mask,
+        "others/file.txt": 0o666 & ~mask,
+    }
 
 
 def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:

@@ -123,3 +123,51 @@ def test_only_what_the_corrected_sign_test_decides_is_bold_and_stated() -> None:
 def test_without_a_judge_nothing_is_stated() -> None:
     found = best_of_n_findings(results({("a", "b"): (30, 0, 70)}) | {"judge": None})
     assert found.statements == ()
+
+
+def rate(value: float) -> dict[str, Any]:
+    return {"value": value, "ci95": (value - 0.05, value + 0.05)}
+
+
+def test_every_rate_is_in_its_column() -> None:
+    names = ("top_1", "top_2", "gold", "against_random")
+    found = results({("a", "b"): (1, 2, 3)})
+    found["models"] = {
+        "a": dict(zip(names, map(rate, (0.1, 0.2, 1.5, 0.6)), strict=True)),
+        "b": dict(zip(names, map(rate, (0.3, 0.4, -0.5, 0.7)), strict=True)),
+    }
+    found["baselines"] = {
+        "random": {"top_1": rate(0.25), "top_2": rate(0.5), "gold": rate(0.0)},
+        "the longest response": {"top_1": rate(0.35), "gold": rate(0.7)},
+    }
+    found["agreement"] = {"pairs": [{"a": "a", "b": "b"} | rate(0.75)], "all": rate(0.75)}
+    chosen, won, agreed = (table.rows for table in best_of_n_findings(found).tables)
+    assert chosen == (
+        ("a", "10.0 [5.0, 15.0]", "20.0 [15.0, 25.0]", "1.50 [1.45, 1.55]", "60.0 [55.0, 65.0]"),
+        ("b", "30.0 [25.0, 35.0]", "40.0 [35.0, 45.0]", "−0.50 [−0.55, −0.45]", "70.0 [65.0, 75.0]"),
+        ("random", "25.0 [20.0, 30.0]", "50.0 [45.0, 55.0]", "0.00 [−0.05, 0.05]", "50.0"),
+        ("the longest response", "35.0 [30.0, 40.0]", "–", "0.70 [0.65, 0.75]", "–"),
+    )
+    assert [row[3:] for row in won] == [("1", "2", "3", "0")]
+    assert agreed == (("a and b", "75.0 [70.0, 80.0]"),)
+
+
+def test_figures_and_notes_are_there_where_there_is_something_to_say() -> None:
+    found = results({("a", "b"): (1, 2, 3)})
+    plain = best_of_n_findings(found)
+    assert (plain.figures, len(plain.notes)) == ({}, 1)
+    found["best"] = {"regions": [{"models": ["a"], "share": 0.4}, {"models": ["a", "b"], "share": 0.6}]}
+    points = {name: [rate(place + n) for n in (0, 1)] for place, name in enumerate(("a", "b", "the best"))}
+    found["curve"] = {"gold": points, "n": [1, 2], "kl": [0.0, 0.19]}
+    run = {"judged": 5, "rows": 6, "unscored": {"refused": 1}, "responses_shown": 40, "run": {"stopped": "no budget"}}
+    found |= {"alike": 4, "left_out": {"overlong": 2}, "unscored": {"no_response": 3}}
+    found["judge_runs"] = {"ranking": run, "comparison": None}
+    written = best_of_n_findings(found)
+    assert list(written.figures) == ["best-selection", "growth"]
+    notes = [re.findall(r"\d+|overlong|no_response|refused|no budget", note) for note in written.notes]
+    assert [each for each in notes if each] == [
+        ["4"],
+        ["2", "overlong"],
+        ["3", "no_response"],
+        ["5", "6", "1", "refused", "40", "no budget"],
+    ]

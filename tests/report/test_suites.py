@@ -51,3 +51,6 @@ def test_what_a_model_could_not_score_is_named() -> None:
     assert None not in shown["m"]
     assert any("n: nothing scored of Reasoning: hep-go" in note for note in table.notes)
     assert not any(note.startswith("m:") for note in table.notes)
+    missing = summarise_suite(SUITES["rewardbench"], answered_alike())["missing"]
+    assert "Chat Hard" in missing
+    assert any(", ".join(missing) in note for note in table.notes)

@@ -78,6 +78,18 @@ def test_the_page_has_the_runs_figures(tmp_path: Path) -> None:
     assert page.find("li") == []
 
 
+def test_a_run_of_one_loss_has_one_curve_of_it(tmp_path: Path) -> None:
+    """The baseline's loss is the reward's: the total would be drawn over it."""
+    folder = run_folder(tmp_path / "run", 0.8)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [{name: value for name, value in row.items() if name != "loss/policy"} for row in rows]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, html = shown(folder)
+    drawn = set(labels(re.findall(r"<svg.*?</svg>", html, re.DOTALL)[0]))
+    assert drawn >= {"total", "validation"}
+    assert not drawn & {"reward", "policy"}
+
+
 def test_the_doctors_findings_are_there(tmp_path: Path) -> None:
     page, _ = shown(run_folder(tmp_path / "run", 0.5))
     (found,) = page.find("li")

@@ -100,3 +100,11 @@ def test_benchmarks_alone_have_a_verdict_too():
     found = Evaluation(results=Results(rows=0, cells={}, comparisons=[], suites={"rewardbench": suite}), scores=())
     assert title_of(found) == "m and n on RewardBench"
     assert all("ahead" not in line for line in verdicts(found))
+    row = {"a": "m", "b": "n", "n": 9, "ci95": (-0.2, -0.05), "p_bootstrap": 0.001}
+    suite["comparisons"] = [
+        row | {"score": "overall", "difference": -0.125},
+        row | {"score": "Chat", "difference": 0.5},
+    ]
+    (line,) = verdicts(found)  # of the overall score alone, corrected for both
+    assert line.startswith("n is ahead of m on RewardBench")
+    assert "12.5 points, p = 0.002" in line

@@ -674,6 +674,14 @@ def test_sentences_follow_the_numbers(difference: float, ends: list[float], said
     assert f"on {int(difference > 0)} of 1" in sentence
 
 
+def test_a_mean_over_too_few_prompts_says_nothing_about_the_papers() -> None:
+    found = compared(0.01, [0.005, 0.03])
+    found["comparisons"][-1]["p"] = None
+    (sentence,) = findings_of(found).statements
+    assert "is above 0" not in sentence
+    assert sentence.endswith("this neither agrees nor contradicts.")
+
+
 def test_the_papers_gains_are_those_on_the_same_sets() -> None:
     """HAF - baseline on Helpful, Harmless and BS, by hand from Table 2."""
     found = compared(0.02, [0.01, 0.03])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ def test_haf_is_ahead_where_the_interval_says_so() -> None:
     assert related(right, wrong).difference == pytest.approx(0.75)
     close = related(measured([1.0, 0.0] * 20), measured([0.0, 1.0] * 20))
     assert (close.verdict, close.difference) == ("undecided", 0)
+    assert {replace(close, ci95=ends).verdict for ends in ((0.0, 0.1), (-0.1, 0.0), None)} == {"undecided"}
 
 
 def test_seeds_are_averaged_pair_by_pair_and_their_spread_is_told() -> None:
@@ -50,6 +52,7 @@ def test_seeds_are_averaged_pair_by_pair_and_their_spread_is_told() -> None:
     found = related(haf, measured([0.0] * 10, [0.0] * 10))
     assert found.by_seed == pytest.approx((1.0, 0.5))
     assert found.difference == pytest.approx(0.75)
+    assert found.spread == pytest.approx(np.std([1.0, 0.5], ddof=1))
     assert measured([1.0, 0.0]).spread is None
 
 
@@ -117,9 +120,26 @@ def test_the_legend_is_inside_the_picture(sets: int) -> None:
     assert start + 6.5 * len("HAF") <= width
 
 
-def test_bars_hang_below_one_half() -> None:
-    heights = [float(y) for y in re.findall(r'class="bar dpo"|M[\d.]+ ([\d.]+)L[\d.]+ [\d.]+L', str(bars())) if y]
-    assert len(set(heights[:3])) == 1  # all rise from the same line
+def test_bars_rise_from_one_half_and_hang_below_it() -> None:
+    """One is at 70 [60, 80] with a light one at 75 behind it, the other at 42: the axis is from 40 to 80."""
+    root = ET.fromstring(standalone(bars()))
+    svg = "{http://www.w3.org/2000/svg}"
+
+    def ends(tag: str, class_: str) -> tuple[float, float]:
+        element = next(each for each in root.iter(f"{svg}{tag}") if each.get("class") == class_)
+        if tag == "line":
+            return float(element.attrib["y2"]), float(element.attrib["y1"])
+        heights = [float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", element.attrib["d"])]
+        return min(heights), max(heights)
+
+    (top, half), (same, below) = ends("path", "bar haf"), ends("path", "bar dpo")
+    assert half == same
+    unit = (half - top) / 20
+    assert (below - half) / unit == pytest.approx(8, abs=0.05)
+    assert [(half - y) / unit for y in ends("path", "bar light haf")] == pytest.approx([25, 0], abs=0.05)
+    assert [(half - y) / unit for y in ends("line", "error")] == pytest.approx([30, 10], abs=0.05)
+    labels = {each.text: float(each.attrib["y"]) for each in root.iter(f"{svg}text")}
+    assert labels["40"] - labels["80"] == pytest.approx(40 * unit, rel=0.01)
 
 
 def test_findings_are_written_whole(tmp_path: Path) -> None:

@@ -663,6 +663,7 @@ def compared(difference: float, ends: list[float]) -> dict[str, Any]:
         (0.05, [0.01, 0.09], "is above 0; above in 1 of 1 seed", "this agrees."),
         (-0.02, [-0.03, -0.01], "is below 0; above in 0 of 1 seed", "this contradicts it."),
         (0.01, [-0.01, 0.04], "distinguished from 0", "this neither agrees nor contradicts."),
+        (0.01, [0.0, 0.04], "distinguished from 0", "this neither agrees nor contradicts."),
         (0.01, [-0.01, 0.03], "distinguished from 0", "contradicts; the interval excludes gains as large"),
     ],
 )

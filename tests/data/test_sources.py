@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import glob
 import gzip
 import json
 from collections.abc import Callable
@@ -207,7 +208,11 @@ def numbers(data: Any, **options: Any) -> list[int]:
     return [int(pair.prompt.turns[0].content.split(",")[0].split()[1]) for pair in pairs]
 
 
-def test_folders_of_shards_and_patterns_are_read_in_order(shards: Path) -> None:
+def test_folders_of_shards_and_patterns_are_read_in_order(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system may list files in any order."""
+    listed, found = Path.iterdir, glob.glob
+    monkeypatch.setattr(Path, "iterdir", lambda self: iter(sorted(listed(self), reverse=True)))
+    monkeypatch.setattr(glob, "glob", lambda *names, **options: sorted(found(*names, **options), reverse=True))
     assert numbers(str(shards)) == list(range(6))
     assert numbers(f"{shards}/part-*.jsonl") == list(range(6))
     assert numbers(f"{shards}/part-[12].jsonl") == [2, 3, 4, 5]

@@ -46,6 +46,10 @@ def test_the_share_is_right_to_within_a_group(sizes: list[int], fraction: float)
     assert round(fraction * len(pairs)) <= len(drawn) < round(fraction * len(pairs)) + 5
 
 
+def test_a_small_share_draws_at_least_one_pair_and_no_share_none() -> None:
+    assert [len(split_by_group(grouped([1] * 5), fraction, 0)[1]) for fraction in (0, 0.01)] == [0, 1]
+
+
 def test_pairs_keep_their_order() -> None:
     pairs = grouped([3] * 20)
     for side in split_by_group(pairs, 0.4, 0):

@@ -165,15 +165,15 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json_text(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def json_line(row: Mapping[str, Any]) -> bytes:
+def json_line(row: Mapping[str, Any], **form: Any) -> bytes:
     """Serialize a row as one line of JSON; values without a JSON form, such as dates in a Parquet file, become text.
 
     Non-finite numbers become null; see `json_text`.
     """
     try:
-        return json_text(row, ensure_ascii=False, default=str).encode() + b"\n"
+        return json_text(row, ensure_ascii=False, default=str, **form).encode() + b"\n"
     except UnicodeEncodeError:  # lone surrogates must be escaped
-        return json_text(row, default=str).encode() + b"\n"
+        return json_text(row, default=str, **form).encode() + b"\n"
 
 
 def has_non_finite(value: Any) -> bool:

@@ -28,7 +28,7 @@ from hafrm.contract import parse_pair
 from hafrm.data.forms import FORMS
 from hafrm.data.rowfiles import SUFFIXES
 from hafrm.paper.tables import lines_of, template
-from tests.paper.recorded import require_results_of_the_record
+from tests.paper.recorded import require_intervals_of_the_record, require_results_of_the_record
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -333,6 +333,18 @@ def test_a_page_says_what_it_was_computed_with(page: Path) -> None:
 @pytest.mark.parametrize("name", ["table2", "figure3", "table3"])
 def test_published_accuracies_follow_from_the_published_margins(name: str) -> None:
     require_results_of_the_record(DOCS / "results" / "world" / name)
+
+
+RECORDED = sorted(
+    path.parent
+    for path in (DOCS / "results" / "world").glob("*/record.jsonl")
+    if '{"values":' in path.read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize("folder", RECORDED, ids=lambda path: path.name)
+def test_published_intervals_follow_from_the_published_values(folder: Path) -> None:
+    require_intervals_of_the_record(folder)
 
 
 SELF_MADE = DOCS / "results" / "self-made.md"

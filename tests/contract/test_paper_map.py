@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from hafrm.cli import COMMANDS
 from hafrm.paper.experiments import EXPERIMENTS
 
-PAGE = (Path(__file__).parents[2] / "docs" / "paper-map.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "paper-map.md").read_text(encoding="utf-8")
 
 
 def test_every_module_imports() -> None:
@@ -36,3 +41,17 @@ def test_every_table_and_figure_is_named() -> None:
         assert re.search(rf"Table {number}\b", text), number
     for number in range(1, 11):
         assert re.search(rf"Figure {number}\b", text), number
+
+
+def test_the_example_recomputes_a_published_interval(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    (block,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert capsys.readouterr().out
+    results = json.loads((names["folder"] / "results.json").read_text(encoding="utf-8"))
+    expected = results["differences"]["Helpful"]["plackett_luce - all pairs"]
+    assert list(names["found"].interval) == pytest.approx(expected["ci95"], abs=1e-9)
+    assert names["found"].difference == pytest.approx(expected["difference"], abs=1e-9)

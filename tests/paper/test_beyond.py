@@ -13,6 +13,7 @@ from scipy import stats
 from hafrm.cli import main
 from hafrm.paper.beyond import STUDIES, coverage, true_leads, true_log_odds
 from hafrm.paper.world import PROFILES, oracle_reward, world_pairs
+from tests.paper.recorded import require_intervals_of_the_record
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "world"
 
@@ -36,6 +37,7 @@ def test_a_study_from_its_command_to_its_files(name: str, tiny_world: Path, tmp_
             by_seed = np.subtract(rows[one]["by_seed"], rows[other]["by_seed"])
             assert list(found["by_seed"].values()) == pytest.approx(by_seed.tolist())
             assert found["difference"] == pytest.approx(by_seed.mean())
+    require_intervals_of_the_record(root / name)
 
 
 def test_the_true_order_swaps_wrong_labels() -> None:

@@ -23,6 +23,7 @@ from hafrm.sampling.options import SampleOptions
 from hafrm.training.manifest import is_finished
 from tests.judging.server import longer_wins, serving
 from tests.models.test_reward_models import classifier
+from tests.paper.recorded import require_intervals_of_the_record
 from tests.paper.test_plans import job, small_files
 
 TINY = ["--scale", "world", "--steps", "2", "--sets", "Harmless", "AHP"]
@@ -123,6 +124,7 @@ def test_ppo_alone_from_its_command_to_its_files(tiny_world: Path, short: None, 
     assert found["ci95"][0] <= found["gain"] <= found["ci95"][1]
     assert list(results["steps"]["instruct"]) == ["0", "1", "2"]
     assert (tmp_path / "world" / "policies" / "instruct" / "Helpful" / "oracle-seed1" / "metrics.jsonl").exists()
+    require_intervals_of_the_record(tmp_path / "world" / "ppo")
 
 
 @pytest.mark.slow
@@ -198,6 +200,7 @@ def test_lower_bounds_from_their_command_to_their_files(
         assert results["gold"][name] == pytest.approx([point["value"] for point in curve])
     gap = results["gold"]["mean - 1 standard error"][-1] - results["gold"]["one head"][-1]
     assert results["differences"]["mean - 1 standard error - one head"]["mean"] == pytest.approx(gap)
+    require_intervals_of_the_record(root / "pessimism")
 
 
 @pytest.mark.slow
@@ -211,6 +214,7 @@ def test_bounds_from_their_command_to_their_files(tiny_world: Path, short: None,
     mean, two, ten = (start[way]["proxy"] for way in list(start)[1:])
     assert ten < two < mean
     assert mean - ten == pytest.approx(5 * (mean - two), rel=1e-3)
+    require_intervals_of_the_record(root / "bounds")
     runs_of = root / "policies" / "instruct" / "Helpful"
     configs = [json.loads((path / "manifest.json").read_text())["config"] for path in runs_of.glob("haf*")]
     assert sorted((Path(each["reward"]).name, each["score"]["pessimism"]) for each in configs) == [
@@ -243,3 +247,4 @@ def test_dense_rewards_from_their_command_to_their_files(tiny_world: Path, short
             sum(way[step]["gold"] for step in way if step != "0") / (len(way) - 1) for way in (ways[one], ways[other])
         ]
         assert found["mean"] == pytest.approx(after[0] - after[1])
+    require_intervals_of_the_record(root / "dense")

@@ -53,7 +53,7 @@ def test_pairs_that_are_left_out_are_counted_by_reason(tmp_path: Path) -> None:
     assert len(grid["BS"]["haf"].pair_hits) == 3
     assert grid["BS"]["haf"].accuracy == pytest.approx(2 / 3)
     for _ in range(2):  # the second record replaces the first
-        measures.record_scores(asked, [scoring], tmp_path)
+        measures.write_record(asked, [scoring], [], tmp_path)
     assert recorded_accuracies(tmp_path) == {f"m/BS/{name}-seed0 on BS": pytest.approx(2 / 3) for name in METHODS}
     assert len((tmp_path / "record.jsonl").read_text().splitlines()) == 1 + 3
     expected = {"overlong": 1, "with a prompt that was trained on": 2}

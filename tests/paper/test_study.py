@@ -41,6 +41,7 @@ from hafrm.paper.samples import unseen
 from hafrm.paper.scales import Job, Overrides, SetFiles
 from hafrm.paper.stages import stage_order, trials
 from hafrm.paper.study_page import findings_of
+from hafrm.stats import bootstrap_interval
 from hafrm.training import run as training_run
 from hafrm.training.manifest import save_manifest
 from tests.paper.test_plans import small_files
@@ -417,6 +418,27 @@ def test_a_studys_numbers_follow_from_its_record(tmp_path: Path) -> None:
     page = (kept / "table.md").read_text()
     assert "\n| bag of words | 50.0 [" in page  # one model has no spread over seeds
     assert "BS 1 of 7" in page  # pairs left out, of those whose prompt was not trained on
+
+
+def test_prompts_are_numbered_so_that_resampling_has_the_same_draws(tmp_path: Path) -> None:
+    """Also beside scores whose prompts an older version numbered as they came."""
+    groups = ["t", "b", "t", "a", "c", "d", "e", "f"]
+    margins = [0.5, -1.0, 0.0, 2.0, -0.5, 1.0, 1.0, 3.0]
+    scores = [
+        PairScore("m", "d", f"d:{row}", group, margin, 0.0, 1, 1)
+        for row, (group, margin) in enumerate(zip(groups, margins, strict=True))
+    ]
+    record = Record(tmp_path)
+    record.add_scores("a", "BS", scores)
+    (test, _) = map(json.loads, record.path.read_text().splitlines())
+    assert test["prompts"] == [6, 1, 6, 0, 2, 3, 4, 5]
+    assert bootstrap_interval(margins, test["prompts"]) == bootstrap_interval(margins, groups)
+
+    record.path.write_text(json.dumps({**test, "prompts": [0, 1, 0, 2, 3, 4, 5, 6]}) + "\n")
+    record.add_scores("b", "BS", scores)
+    assert record.has_scores("b")
+    with pytest.raises(ConfigError, match="other test pairs"):
+        record.add_scores("c", "BS", [replace(scores[0], group="b"), *scores[1:]])
 
 
 @pytest.mark.slow

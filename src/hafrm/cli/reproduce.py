@@ -312,10 +312,10 @@ def run(args: Namespace) -> None:
     if config.recompute is None:
         experiment.execute(job, plan, lambda line: said.print(line, markup=False))
     findings = experiment.find(job)
-    if config.name != "study" and plan.scorings:
-        from hafrm.paper.measures import record_scores
+    if config.name != "study" and (plan.scorings or findings.values):
+        from hafrm.paper.measures import write_record
 
-        record_scores(job, plan.scorings, folder)
+        write_record(job, plan.scorings, findings.values, folder)
     _write(findings, folder, config, shown)
 
 

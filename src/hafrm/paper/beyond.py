@@ -29,6 +29,7 @@ from hafrm.packing import SequenceBatch
 from hafrm.pairs import PreferencePair
 from hafrm.paper.measures import Paired, Scores, as_json, grid_of
 from hafrm.paper.plans import Part, Plan, Scoring, others_of
+from hafrm.paper.record import values_line
 from hafrm.paper.runs import Run
 from hafrm.paper.samples import pairs_of, unseen
 from hafrm.paper.scales import Job
@@ -131,17 +132,33 @@ def find(job: Job, name: str) -> Findings:
         for column, row in grid.items()
     }
     rows: list[tuple[Cell, ...]] = [(row, *(cell_text(each[row]) for each in grid.values())) for row in part.rows]
-    found, tables = _MORE[name](job, scores) if name in _MORE else ({}, [])
+    found, tables, values = _MORE[name](job, scores) if name in _MORE else ({}, [], [])
+    runs: dict[str, list[str]] = {}
+    for cell in _cells(job, name):
+        runs.setdefault(cell.row, []).append(str(cell.run.folder(job).relative_to(job.root / "runs")))
     return build_findings(
         job,
         name,
-        results={"seeds": list(job.seeds), "accuracy": as_json(grid), "differences": differences, **found},
+        results={
+            "seeds": list(job.seeds),
+            "runs": runs,
+            "accuracy": as_json(grid),
+            "differences": differences,
+            **found,
+        },
         tables=[
             *tables,
             Table("Accuracy", ("accuracy, %", *grid), tuple(rows)),
             _differences_table(differences),
         ],
+        values=[*(_true_leads_lines(job) if job.in_world else ()), *values],
     )
+
+
+def _true_leads_lines(job: Job) -> Iterator[dict[str, Any]]:
+    """Yield the record's lines that say which response of a test pair has the higher true reward."""
+    for tested in (job.sets[0], *others_of(job.sets[0])):
+        yield values_line("true", {"lead": true_leads(job.scale.sets[tested].test).values()}, on=tested)
 
 
 def _differences_table(differences: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table:
@@ -200,7 +217,8 @@ def true_log_odds(data: str, lead: float) -> float:
     return float(special.logit(PROFILES[data.removeprefix("world/")].annotator.preference(lead)))
 
 
-_More = tuple[dict[str, Any], list[Table]]
+_More = tuple[dict[str, Any], list[Table], list[dict[str, Any]]]
+"""Further results, tables, and lines of the record."""
 
 
 def _pays_for_length(job: Job, scores: Scores) -> _More:
@@ -211,6 +229,8 @@ def _pays_for_length(job: Job, scores: Scores) -> _More:
     both = list(with_off_topic(iter(pairs), SourceReport(name=data, kind="world"), 1.0, seed=0))
     talks = [talk for pair in both[1::2] for talk in pair.conversations]
     found: dict[str, dict[str, list[float]]] = {}
+    odds = [true_log_odds(data, lead) for lead in true_leads(data).values()]
+    values = [values_line("true", {"log_odds": odds}, on=trained)]
     for cell in _cells(job, "length"):
         of_row = found.setdefault(cell.row, {"pays": [], "probe": [], "raised": [], "on_topic": []})
         of_row["pays"].append(_slope(scores[trained][cell.row][cell.run.seed], data))
@@ -220,6 +240,7 @@ def _pays_for_length(job: Job, scores: Scores) -> _More:
         of_row["raised"].append(probed.raised)
         rewards = np.array(scorer.score(talks), dtype=float)
         of_row["on_topic"].append(float(np.mean(rewards[0::2] > rewards[1::2])))
+        values.append(values_line(cell.row, {"on_topic": rewards[0::2] - rewards[1::2]}, seed=cell.run.seed))
     rows = tuple(
         (
             name,
@@ -232,7 +253,7 @@ def _pays_for_length(job: Job, scores: Scores) -> _More:
     )
     log_odds = "log-odds per log of the ratio of characters"
     columns = ("", log_odds, "length probe: shift / gap", "raised, %", "above a response to another prompt, %")
-    return {"length": found}, [Table("What a reward pays for length (by seed)", columns, rows)]
+    return {"length": found}, [Table("What a reward pays for length (by seed)", columns, rows)], values
 
 
 def _slope(scores: Sequence[PairScore], data: str) -> float:
@@ -264,13 +285,18 @@ def _coverage(job: Job, scores: Scores) -> _More:
     pairs, leads = pairs_of(data, "test"), true_leads(data)
     true = np.array([true_log_odds(data, leads[pair.id]) for pair in pairs])
     stated: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    values = [values_line("true", {"log_odds": true}, on=job.sets[0])]
     for cell in _cells(job, "calibration"):
-        stated.setdefault(cell.row, []).append(_stated(str(cell.run.folder(job)), pairs))
+        difference, error = _stated(str(cell.run.folder(job)), pairs)
+        stated.setdefault(cell.row, []).append((difference, error))
+        of_heads = {"difference": difference, "error": error}
+        values.append(values_line(cell.row, of_heads, seed=cell.run.seed, on=job.sets[0]))
     found = {name: coverage(seeds, true, [pair.group for pair in pairs]) for name, seeds in stated.items()}
     rows = tuple((name, *_coverage_cells(each)) for name, each in found.items())
     inside = (f"in the {level:.0%} interval, %" for level in _LEVELS)
     columns = ("", "stated error", "true error", *inside, "rank correlation (by seed)")
-    return {"errors": found}, [Table("Errors of reward differences, root mean squares in log-odds", columns, rows)]
+    table = Table("Errors of reward differences, root mean squares in log-odds", columns, rows)
+    return {"errors": found}, [table], values
 
 
 def coverage(seeds: Sequence[tuple[np.ndarray, np.ndarray]], true: np.ndarray, groups: Sequence[str]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from hafrm.pairs import Message, Prompt
 from hafrm.paper.plans import Plan, Responses
 from hafrm.paper.policies import held_out_prompts, judges_rewards, require_rewards
 from hafrm.paper.probes.writing import Written, distinct, written
+from hafrm.paper.record import values_line
 from hafrm.paper.runs import Run
 from hafrm.paper.samples import pairs_of
 from hafrm.paper.scales import Job, ScaleName
@@ -224,6 +225,12 @@ def find(job: Job) -> Findings:
         },
         tables=[_table(means), _differences_table(differences)],
         figures={"generators": _figure(job, means)},
+        values=(
+            values_line(way, _columns(point), seed=seed, step=point.step)
+            for way, runs in found.items()
+            for seed, run in zip(job.seeds, runs, strict=True)
+            for point in run
+        ),
         prompts=len(prompts),
         new_tokens=new_tokens,
     )
@@ -236,6 +243,20 @@ def _points(
     steps = written(job, run, known, new_tokens)
     gold = [judges_rewards(job, list(map(answered, prompts, each.texts)), prompts) for each in steps]
     return [Point.of(each, rewards, gold[0]) for each, rewards in zip(steps, gold, strict=True)]
+
+
+def _columns(point: Point) -> dict[str, Floats]:
+    """Return the parts for the record: numerators by name, and the denominators of ratios by name with " of".
+
+    KL per token and the win rate are left out, because they follow from the others.
+    """
+    found: dict[str, Floats] = {}
+    for name, (above, below) in point.parts.items():
+        if name not in ("kl per token", "win rate, %"):
+            found[name] = above
+            if name not in ("kl", "judge's reward", "tokens"):  # which are divided by the number of prompts
+                found[f"{name} of"] = below
+    return found
 
 
 def _values(point: Point) -> dict[str, float]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from hafrm import atomic
 from hafrm.errors import DataError
 from hafrm.evaluation.scoring import SCORES_FILE, PairScore, read_scores
 from hafrm.paper.plans import Scoring, compared_cells
@@ -127,22 +128,25 @@ def measure(job: Job, trained_on: tuple[str, ...], tested_on: tuple[str, ...], *
     }
 
 
-def record_scores(job: Job, scorings: Iterable[Scoring], folder: Path) -> None:
-    """Write the margins of all test pairs, without texts, as `record.jsonl`, so that anyone can recompute the results.
+def write_record(job: Job, scorings: Iterable[Scoring], values: Iterable[Mapping[str, Any]], folder: Path) -> None:
+    """Write `record.jsonl`, without texts, so that anyone can recompute the results.
 
     Args:
         job: The job.
-        scorings: Finished evaluations.
+        scorings: Finished evaluations, whose margins of all test pairs are written.
+        values: Further lines.
         folder: The folder of the results. An older record in it is replaced.
     """
-    record = Record(folder)
-    record.path.unlink(missing_ok=True)
-    for scoring in scorings:
-        rows = read_scores(scoring.folder(job) / SCORES_FILE)
-        for run, name in product(scoring.runs, scoring.tested_on):
-            scores = _of_run(job, run, name, rows)
-            known_as = f"{run.folder(job).relative_to(job.root / 'runs')} on {name}"
-            record.add_scores(known_as, name, scores, kept=unseen(job.scale, run.sets, scores))
+    with atomic.new_files(folder, last="record.jsonl") as temporary:
+        record = Record(temporary)
+        for scoring in scorings:
+            rows = read_scores(scoring.folder(job) / SCORES_FILE)
+            for run, name in product(scoring.runs, scoring.tested_on):
+                scores = _of_run(job, run, name, rows)
+                known_as = f"{run.folder(job).relative_to(job.root / 'runs')} on {name}"
+                record.add_scores(known_as, name, scores, kept=unseen(job.scale, run.sets, scores))
+        for line in values:
+            record.add_values(line)
 
 
 def _of_run(job: Job, run: Run, tested_on: str, rows: Iterable[PairScore]) -> list[PairScore]:

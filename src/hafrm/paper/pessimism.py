@@ -16,6 +16,7 @@ from hafrm.judging.options import JudgeOptions
 from hafrm.models.options import ScoreOptions
 from hafrm.paper.plans import Plan, Responses
 from hafrm.paper.policies import require_rewards
+from hafrm.paper.record import values_line
 from hafrm.paper.runs import Run
 from hafrm.paper.scales import Job
 from hafrm.paper.tables import build_findings, differences_table
@@ -82,6 +83,12 @@ def find(job: Job) -> Findings:
         results={"seeds": list(job.seeds), "set": job.sets[0], "gold": points, "differences": differences},
         tables=[_gold_table(curves), differences_table(f"Differences at n = {_DRAWS}", differences)],
         figures={"pessimism": _figure(job, points)},
+        values=(
+            values_line(name, {"gold": of_seed[:, n - 1]}, seed=seed, n=n)
+            for name, each in curves.items()
+            for seed, of_seed in zip(job.seeds, each, strict=True)
+            for n in _SHOWN
+        ),
         prompts=_PROMPTS,
         draws=_DRAWS,
     )

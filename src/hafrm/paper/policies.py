@@ -7,7 +7,7 @@ Differences between reward models mean nothing if the trainer does not learn.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -21,6 +21,7 @@ from hafrm.models.tokenizers import load_tokenizer
 from hafrm.pairs import Conversation, Prompt
 from hafrm.paper.plans import Plan, Responses
 from hafrm.paper.probes import remembered
+from hafrm.paper.record import values_line
 from hafrm.paper.runs import Policy
 from hafrm.paper.scales import Job
 from hafrm.paper.tables import build_findings
@@ -179,6 +180,21 @@ def points_of(seeds: Sequence[Sequence[Judged]]) -> tuple[Point, ...]:
     )
 
 
+def answers_lines(policies: Mapping[str, Sequence[Sequence[Judged]]], seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Yield the record's lines of all checkpoints' answers: the judge's reward, KL and number of tokens of each.
+
+    Args:
+        policies: By name the checkpoints of each seed's policy.
+        seeds: The seeds.
+    """
+    for name, by_seed in policies.items():
+        for seed, checkpoints in zip(seeds, by_seed, strict=True):
+            for each in checkpoints:
+                columns: dict[str, Sequence[float]] = {"gold": each.gold, "kl": each.answers.kl}
+                columns["tokens"] = each.answers.lengths
+                yield values_line(name, columns, seed=seed, step=each.answers.step)
+
+
 def learnt(points: Sequence[Point]) -> dict[str, Any]:
     """Compute the gain in true reward from the first point to the last.
 
@@ -307,5 +323,6 @@ def find_check(job: Job) -> Findings:
             f"ppo-{backbone}": curve_panels(f"Judge's reward over PPO steps, {backbone}", [panel])
             for backbone, panel in panels.items()
         },
+        values=answers_lines(judged, job.seeds),
         prompts=PROMPTS,
     )

@@ -2,7 +2,8 @@
 
 Both are files of JSON lines in the study's folder, which a repository can keep: several processes append to them, lines
 are never changed, and a line that a kill left incomplete is skipped. The study's numbers are computed from them alone,
-and recorded work is not repeated, on this machine or another.
+and recorded work is not repeated, on this machine or another. Other experiments write a record too, so that their
+results can be recomputed; it may also contain values of single prompts.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import os
 import platform
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,7 +50,7 @@ class _Lines:
     def append(self, row: Mapping[str, Any]) -> None:
         """Append a line in a single write."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = atomic.json_line(row)
+        line = atomic.json_line(row, separators=(",", ":"))
         with atomic.naming(self.path), self.path.open("ab", buffering=0) as file:
             if not self._ends_whole():
                 line = b"\n" + line  # separate it from an incomplete line before it
@@ -150,7 +151,8 @@ class Record:
     """The results of a study's runs: how each was made, and its scores.
 
     Margins, the reward of the better response minus that of the worse, are kept with five significant digits; a test
-    set is kept once, as the numbers of each pair's row and prompt, and the lengths of its responses.
+    set is kept once, as the numbers of each pair's row and prompt, and the lengths of its responses. Prompts are
+    numbered in the order of their groups' names, so that a seeded bootstrap over the numbers has the same draws.
 
     Args:
         folder: The study's folder.
@@ -232,22 +234,27 @@ class Record:
         Raises:
             ConfigError: the test set is recorded with other pairs.
         """
-        groups: dict[str, int] = {}
+        groups = {group: number for number, group in enumerate(sorted({score.group for score in scores}))}
         pairs = {
             "rows": [int(score.id.rpartition(":")[2]) for score in scores],
-            "prompts": [groups.setdefault(score.group, len(groups)) for score in scores],
+            "prompts": [groups[score.group] for score in scores],
             "lengths": [[score.length_chosen, score.length_rejected] for score in scores],
         }
         before = self._found.tests.get(test)
-        if before is not None and depends_on is None and {key: before[key] for key in pairs} != pairs:
+        changed = before is None or not _same_pairs(before, pairs)
+        if before is not None and depends_on is None and changed:
             raise ConfigError(f"{self.path}: {test} is recorded with other test pairs. Choose another --keep or --out.")
-        if before is None or {key: before[key] for key in pairs} != pairs:
+        if changed:
             self._lines.append({"test": test, **pairs})
         fair = None if kept is None else {score.id for score in kept}
         seen = [] if fair is None else [place for place, score in enumerate(scores) if score.id not in fair]
         margins = [None if score.margin is None else float(f"{score.margin:.5g}") for score in scores]
         line = {"scores": name, "on": test, "margins": margins, "seen": seen}
         self._lines.append(line if depends_on is None else line | {"depends_on": depends_on})
+
+    def add_values(self, line: Mapping[str, Any]) -> None:
+        """Append a result of `values_line`."""
+        self._lines.append(line)
 
     def scores(self, name: str) -> tuple[list[PairScore], int] | None:
         """Return recorded scores, of pairs whose prompt was not trained on, and the number of pairs left out.
@@ -267,6 +274,34 @@ class Record:
                 rewards = (None, None) if margin is None else (margin, 0.0)
                 found.append(PairScore("", label, f"{label}:{number}", f"{label}:{prompt}", *rewards, *lengths))
         return found, len(seen)
+
+
+def values_line(row: str, columns: Mapping[str, Iterable[float]], **of: Any) -> dict[str, Any]:
+    """Return a line of a record with the values from which an experiment's means and intervals follow.
+
+    Args:
+        row: What the values belong to, named as in `results.json`.
+        columns: Values by name, one for each prompt, or for each pair of the test set `on`; kept with five significant
+            digits.
+        of: What else identifies the line, such as `seed`, `step` or `on`.
+    """
+    return {"values": row, **of, **{name: list(map(_short, values)) for name, values in columns.items()}}
+
+
+def _short(value: float) -> float:
+    short = float(f"{value:.5g}")
+    return int(short) if short.is_integer() else short
+
+
+def _same_pairs(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether two test sets have the same pairs; prompts may be numbered in different orders."""
+
+    def comparable(test: Mapping[str, Any]) -> tuple[Any, ...]:
+        first: dict[int, int] = {}
+        prompts = [first.setdefault(number, place) for place, number in enumerate(test["prompts"])]
+        return test["rows"], test["lengths"], prompts
+
+    return comparable(one) == comparable(other)
 
 
 def _has(values: Any, name: str) -> bool:

@@ -14,7 +14,15 @@ from typing import Any, Literal
 
 from hafrm.paper import policies
 from hafrm.paper.plans import Plan
-from hafrm.paper.policies import Point, held_out_prompts, judged_answers, learning_table, points_of, reward_curve
+from hafrm.paper.policies import (
+    Point,
+    answers_lines,
+    held_out_prompts,
+    judged_answers,
+    learning_table,
+    points_of,
+    reward_curve,
+)
 from hafrm.paper.runs import Policy
 from hafrm.paper.scales import Job
 from hafrm.paper.tables import build_findings, differences_table
@@ -96,10 +104,11 @@ def find(job: Job, name: str) -> Findings:
     """Report the true reward over steps and over KL for each way, and differences between ways."""
     study = _STUDIES[name]
     prompts = held_out_prompts(job, job.backbones[0], job.sets[:1], policies.PROMPTS)
-    points = {
-        way: points_of([judged_answers(job, policy, prompts) for policy in _policies(job, options)])
+    judged = {
+        way: [judged_answers(job, policy, prompts) for policy in _policies(job, options)]
         for way, (_, options) in study.ways.items()
     }
+    points = {way: points_of(seeds) for way, seeds in judged.items()}
     differences = {f"{one} - {other}": _difference(points[one], points[other]) for one, other in study.rivals}
     return build_findings(
         job,
@@ -116,6 +125,7 @@ def find(job: Job, name: str) -> Findings:
             _steps_table(points),
         ],
         figures={name: _figure(job, study, points)},
+        values=answers_lines(judged, job.seeds),
         prompts=policies.PROMPTS,
     )
 

@@ -62,6 +62,7 @@ def build_findings(
     tables: Sequence[Table],
     figures: Mapping[str, Markup] | None = None,
     relations: Iterable[Relation] = (),
+    values: Iterable[Mapping[str, Any]] = (),
     **facts: Any,
 ) -> Findings:
     """Build an experiment's page; its words are in the template `pages.md.j2`.
@@ -73,6 +74,7 @@ def build_findings(
         tables: Our tables, then the paper's.
         figures: Figures by file name.
         relations: Comparisons of HAF with the other methods.
+        values: Lines of the record; see `hafrm.paper.record.values_line`.
         facts: Further values for the template.
     """
     words, made_with = template("pages"), environment()
@@ -86,6 +88,7 @@ def build_findings(
         figures=figures or {},
         relations=tuple(relations),
         notes=tuple(line.removeprefix("- ") for line in (*lines, *more) if line.startswith("- ")),
+        values=tuple(values),
     )
 
 

@@ -85,6 +85,8 @@ class Findings:
     """Figures by file name without extension."""
     relations: tuple[Relation, ...] = ()
     notes: tuple[str, ...] = ()
+    values: tuple[Mapping[str, Any], ...] = ()
+    """Lines of the experiment's record: the values of single prompts or pairs from which the results follow."""
 
 
 def write_findings(findings: Findings, folder: Path) -> Path:

@@ -321,10 +321,11 @@ class _Foretold:
     def factor(self, grad: Tensor) -> float | None:
         """Return f for which `grad` = f * `expected` up to rounding; None if there is none."""
         expected, came = self.expected.double(), grad.double()
-        norm = expected.dot(expected)
-        factor = came.dot(expected) / norm if norm > 0 else norm
+        factor = came.dot(expected) / expected.dot(expected).clamp_min(torch.finfo(torch.double).tiny)
         rounding = 64 * torch.finfo(grad.dtype).eps * came.abs().max()
-        return factor.item() if (came - factor * expected).abs().max() <= rounding else None
+        fits = (came - factor * expected).abs().max() <= rounding
+        found, holds = torch.stack([factor, fits.to(factor)]).tolist()  # a GPU is waited for once
+        return float(found) if holds else None
 
     def gradients(self, factor: float) -> tuple[Tensor, Tensor | None]:
         """Scale the gradients of weight and bias in place and return them."""
@@ -347,7 +348,8 @@ def _foretell(
         for span in spans:
             log_probs[span] = head.log_softmax(states[span]).gather(1, targets[span, None])[:, 0]
         lengths = torch.tensor([foresight.lengths[i] for i in sequences], device=targets.device)
-        index = torch.repeat_interleave(torch.arange(len(sequences), device=targets.device), lengths)
+        index = torch.arange(len(sequences), device=targets.device)
+        index = index.repeat_interleave(lengths, output_size=tokens.stop - tokens.start)
         slopes = foresight.slopes(sum_by_sequence(log_probs[tokens], index, len(sequences)), sequences.start)
         expected[tokens] = slopes.to(wide)[index]
         for span in spans:

@@ -11,6 +11,7 @@ import json
 import math
 import re
 import reprlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -70,7 +71,8 @@ class Cell(str):
         if not text:
             return None
         for parse in (json.loads, ast.literal_eval):
-            with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            # TypeError: a set or dict of values that can't be hashed, as in the text {{1}}
+            with contextlib.suppress(ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
                 return parse(text)
         return str(self)
 
@@ -83,13 +85,27 @@ class Cell(str):
             return found if all("role" in turn or "from" in turn for turn in turns) else str(self)
         return str(self)
 
+    def require_unique_keys(self) -> None:
+        """Raise if an object in the parsed text has a key twice: `value` has only the last one.
+
+        Raises:
+            ValueError: names the key.
+        """
+        text = self.strip()
+        try:
+            json.loads(text, object_pairs_hook=unique_keys)
+        except json.JSONDecodeError:  # a Python literal
+            for node in ast.walk(ast.parse(text, mode="eval")):
+                if isinstance(node, ast.Dict):
+                    unique_keys([(ast.literal_eval(key), None) for key in node.keys if key is not None])
+
 
 def typed(value: Any) -> Any:
     """Return the value of a cell; any other value unchanged."""
     return value.value if isinstance(value, Cell) else value
 
 
-def unique_keys(items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(items: Sequence[tuple[Any, Any]]) -> dict[Any, Any]:
     """Make an object of parsed JSON, as an `object_pairs_hook`; a repeated key would silently keep its last value.
 
     Raises:
@@ -97,8 +113,8 @@ def unique_keys(items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """
     found = dict(items)
     if len(found) < len(items):
-        names = [name for name, _ in items]
-        raise ValueError(f"an object has the key {short(next(each for each in names if names.count(each) > 1))} twice")
+        ((name, _),) = Counter(name for name, _ in items).most_common(1)
+        raise ValueError(f"an object has the key {short(name)} twice")
     return found
 
 
@@ -257,9 +273,7 @@ class Row:
 
     def messages(self, name: str, role: str) -> tuple[Message, ...]:
         """Return a field as messages; a plain string becomes one turn of `role`, a transcript its turns."""
-        value = self.fields.get(name) if self.has(name) else None
-        if isinstance(value, Cell):
-            value = value.turns
+        value = self.turns(name) if self.has(name) else None
         if isinstance(value, str):
             self.check_text(name, value)
             turns = _prompt_turns(value) if name == "prompt" else self._transcript(value)
@@ -269,6 +283,21 @@ class Row:
         if not is_list(value):
             raise self.unfit(name, value, 'a string or chat messages: [{"role": "user", "content": "..."}]')
         return tuple(self._message(f"{name}[{i}]", item) for i, item in enumerate(value))
+
+    def turns(self, name: str) -> Any:
+        """Return a field; of a cell the messages that it contains, if there are any."""
+        value = self.fields.get(name)
+        return self._of_cell(name, value, value.turns) if isinstance(value, Cell) else value
+
+    def _of_cell(self, name: str, cell: Cell, value: Any) -> Any:
+        """Return what a cell was parsed to; raise if an object in it has a key twice."""
+        try:
+            if not isinstance(value, str):
+                cell.require_unique_keys()
+        except ValueError as error:
+            problem = f"is ambiguous ({error})"
+            raise self.error(BadRowReason.WRONG_TYPE, name, problem, "Give each key of an object once.") from None
+        return value
 
     def _transcript(self, text: str) -> tuple[Message, ...]:
         """Split a response that is a transcript into turns, if the row has no prompt or the transcript repeats it.
@@ -414,7 +443,8 @@ class Row:
 
     def sequence(self, name: str) -> Sequence[Any]:
         """Return a field that must be a list."""
-        value = typed(self.fields.get(name))
+        value = self.fields.get(name)
+        value = self._of_cell(name, value, value.value) if isinstance(value, Cell) else value
         if not is_list(value):
             raise self.unfit(name, value, "a list")
         return value

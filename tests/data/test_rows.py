@@ -14,6 +14,7 @@ import pytest
 
 from hafrm.data import read_rows
 from hafrm.errors import BadRowReason, UnreadableError
+from hafrm.rows import unique_keys
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": "a", "chosen": "b", "rejected": "ü\u2028x", "margin": 1.5, "group": None},
@@ -78,6 +79,10 @@ DAMAGED: dict[str, tuple[str, bytes, str]] = {
     "UTF-16": ("a.jsonl", '{"a": 1}'.encode("utf-16"), "line 1: not UTF-8"),
     "cut gzip": ("a.jsonl.gz", gzip.compress(LINES * 100)[:-20], "damaged"),
     "no gzip": ("a.jsonl.gz", LINES, "Not a gzipped file"),
+    "no bytes of gzip": ("a.jsonl.gz", b"", "is empty"),
+    "no bytes of zstd": ("a.csv.zst", b"", "is empty"),
+    "gzip without its ending": ("a.csv", gzip.compress(LINES), r"Rename it to a\.csv\.gz"),
+    "zstd without its ending": ("a.json", pyarrow.compress(LINES, "zstd", asbytes=True), r"Rename it to a\.json\.zst"),
     "corrupt gzip": ("a.json.gz", gzip.compress(b"[1, 2]")[:12] + b"\xff" * 40, "damaged"),
     "no parquet": ("a.parquet", LINES, "damaged"),
     "empty parquet": ("a.parquet", b"", "damaged"),
@@ -130,3 +135,20 @@ def test_rows_are_read_as_they_are_asked_for(tmp_path: Path) -> None:
     path.write_bytes(LINES + b"\xff not reached")
     rows = read_rows(path)
     assert next(rows).value == ROWS[0]
+
+
+def test_a_repeated_key_among_many_is_found_without_comparing_all() -> None:
+    compared = 0
+
+    class Key(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return str.__eq__(self, other)
+
+    names = [Key(number) for number in range(2000)] + [Key(1999)]
+    with pytest.raises(ValueError, match="'1999' twice"):
+        unique_keys([(name, None) for name in names])
+    assert compared < 10 * len(names)

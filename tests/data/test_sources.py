@@ -127,6 +127,44 @@ def test_a_damaged_table_is_one_clear_line(content: bytes, message: str, tmp_pat
     assert "\n" not in str(caught.value)
 
 
+ASKED = '[{"role": "user", "content": "a"}]'
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        {"chosen": '[{"role": "assistant", "content": "b", "content": "c"}]'},
+        {"chosen": "[{'role': 'assistant', 'content': 'b', \"content\": 'c'}]"},
+        {"prompt": '{"role": "user", "content": "a", "role": "user"}'},
+        {"chosen": '[{"role": "assistant", "content": "b", "tool_calls": [{"name": "x", "name": "y"}]}]'},
+        {"chosen": '{"from": "gpt", "value": "b", "value": "c"}'},
+    ],
+    ids=["json", "python", "one turn", "nested", "sharegpt"],
+)
+def test_messages_in_a_cell_have_each_key_once(cells: dict[str, str], tmp_path: Path) -> None:
+    """As in JSON files; only the last of two values would be read."""
+    row = {"prompt": ASKED, "chosen": '[{"role": "assistant", "content": "c"}]', "rejected": "d"}
+    table(tmp_path / "a.csv", [row, row | cells])
+    with pytest.raises(BadRowError, match="twice") as caught:
+        load_pairs(str(tmp_path / "a.csv"))
+    assert (caught.value.row, caught.value.field) == (2, *cells)
+    assert len(load_pairs(str(tmp_path / "a.csv"), options=ReadOptions(on_bad_row="skip")).pairs) == 1
+
+
+def test_lists_in_a_cell_have_each_key_once(tmp_path: Path) -> None:
+    responses = '[[{"role": "assistant", "content": "x", "content": "y"}], "z"]'
+    table(tmp_path / "a.csv", [{"prompt": "a", "responses": responses, "scores": "[1, 2]"}])
+    with pytest.raises(BadRowError, match="`responses` is ambiguous"):
+        load_pairs(str(tmp_path / "a.csv"))
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '[{"a": 1, "a": 2}]', "{{1}}", "{{}}", "{[]: 1}", "[{[1]}]"])
+def test_texts_that_look_like_values_stay_texts(text: str, tmp_path: Path) -> None:
+    table(tmp_path / "a.csv", [{"prompt": text, "chosen": text, "rejected": "other"}])
+    (pair,) = load_pairs(str(tmp_path / "a.csv")).pairs
+    assert (pair.prompt.turns[0].content, pair.chosen[0].content) == (text, text)
+
+
 @pytest.mark.parametrize(("name", "separator"), [("a.csv", ";"), ("a.csv", "\t"), ("a.tsv", ","), ("a.csv.gz", ";")])
 def test_the_first_line_shows_the_separator(name: str, separator: str, tmp_path: Path) -> None:
     """Spreadsheets write semicolons where numbers have a decimal comma; cells may contain the usual separator."""

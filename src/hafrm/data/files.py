@@ -32,6 +32,9 @@ PACKED = (".gz", ".zst")
 
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
 _GZIP = b"\x1f\x8b"
+_MARKS = {".gz": _GZIP, ".zst": b"\x28\xb5\x2f\xfd"}
+"""First bytes of compressed files, which no UTF-8 text begins with."""
+
 _BUFFER = 2**17
 
 
@@ -70,16 +73,25 @@ def opened(path: Path) -> IO[bytes]:
     """Open a file's bytes, decompressed if its name ends in one of `PACKED`.
 
     Raises:
-        UnreadableError: it is not a regular file.
+        UnreadableError: it is not a regular file, or its name does not say whether it is compressed.
         OSError: it can't be opened.
     """
     require_regular(path)
+    if path.suffix in PACKED and not path.stat().st_size:
+        raise UnreadableError(f"{path}: is empty, but a compressed file never is. Download or write the file again.")
     if path.suffix == ".gz":
         return io.BufferedReader(_GzipBytes(path), _BUFFER)
     if path.suffix == ".zst":
         packed: Any = pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
         return io.BufferedReader(packed, _BUFFER)
-    return path.open("rb")
+    file = path.open("rb")
+    for suffix, mark in _MARKS.items():
+        if file.peek(len(mark)).startswith(mark):
+            file.close()
+            raise UnreadableError(
+                f"{path}: is compressed, but its name does not end in {suffix}. Rename it to {path.name}{suffix}."
+            )
+    return file
 
 
 def lines(file: IO[bytes], source: str) -> Iterator[bytes]:

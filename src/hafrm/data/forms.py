@@ -162,7 +162,7 @@ def _sharegpt_turns(row: Row, name: str) -> list[Any]:
     """Return a column of turns with `from` and `value` as chat messages, other turns unchanged; a response that is a
     string is one turn.
     """
-    value = _turns_of(row.fields.get(name))
+    value = row.turns(name)
     if isinstance(value, str) and name in _PAIR:
         return [{"role": "assistant", "content": value}]
     turns = [value] if isinstance(value, Mapping) else row.sequence(name)

@@ -21,7 +21,7 @@ import pyarrow.ipc
 import pyarrow.parquet
 
 from hafrm.data.arrays import array_values, json_problem
-from hafrm.data.files import LONGEST_ROW, PACKED, lines, opened, reading, require_regular
+from hafrm.data.files import LONGEST_ROW, PACKED, lines, opened, reading, require_regular, too_long
 from hafrm.errors import BadRowError, BadRowReason, ConfigError, UnreadableError
 from hafrm.rows import Cell, Row, unique_keys
 from hafrm.store import read_json
@@ -204,22 +204,24 @@ def _separated_rows(file: IO[bytes], source: str, separators: str) -> Iterator[d
         separators: Characters that may separate cells: the first one that the first line contains does.
 
     Raises:
-        UnreadableError: the file is not UTF-8, its quotes are broken, or its first line does not name the columns.
+        UnreadableError: the file is not UTF-8, its quotes are broken, its first line does not name the columns, or a
+            row is longer than `LONGEST_ROW`.
     """
     csv.field_size_limit(LONGEST_ROW)
     with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-        reader = csv.reader(text, strict=True)
+        found = _TableLines(text, source)
+        reader = csv.reader(found, strict=True)
         try:
-            first = text.readline()
+            first = next(found, "")
             separator = next((each for each in separators if each in first), separators[0])
-            reader = csv.reader(chain([first], text), delimiter=separator, strict=True)
+            reader = csv.reader(chain([first], found), delimiter=separator, strict=True)
             names = next(reader, [])
             if not all(names):
                 raise UnreadableError(
                     f"{source}: the first line has a column without a name. Write the columns' names into it."
                 )
             require_once(names, source)
-            for number, cells in enumerate(filter(None, reader), start=1):
+            for number, cells in enumerate(filter(None, found.rows(reader)), start=1):
                 if len(cells) == len(names):
                     yield {name: Cell(cell) for name, cell in zip(names, cells, strict=True)}
                 else:
@@ -239,6 +241,30 @@ def _separated_rows(file: IO[bytes], source: str, separators: str) -> Iterator[d
                 f"{source}, after line {reader.line_num}: not UTF-8 (byte 0x{error.object[error.start]:02x}). Convert "
                 "the file to UTF-8."
             ) from None
+
+
+class _TableLines(Iterator[str]):
+    """Lines of a table for a `csv.reader`; those of one row may have at most `LONGEST_ROW` characters together."""
+
+    def __init__(self, text: IO[str], source: str) -> None:
+        self._text, self._source = text, source
+        self._number = self._held = 0
+
+    def __next__(self) -> str:
+        line = self._text.readline(LONGEST_ROW + 1)
+        if not line:
+            raise StopIteration
+        self._number += 1
+        self._held += len(line)
+        if self._held > LONGEST_ROW:
+            raise too_long(self._source, f"line {self._number}")
+        return line
+
+    def rows(self, reader: Iterable[list[str]]) -> Iterator[list[str]]:
+        """Yield the rows of a reader of these lines."""
+        for cells in reader:
+            self._held = 0
+            yield cells
 
 
 def saved_files(folder: Path, split: str) -> list[Path] | None:

@@ -190,6 +190,24 @@ def test_a_server_has_several_models_by_name(two: tuple[httpx.Client, dict[str, 
         assert "first, second" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("path", ["/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank"])
+def test_a_models_name_takes_no_path_from_a_protocol(
+    path: str, two: tuple[httpx.Client, dict[str, HybridScorer]]
+) -> None:
+    """`/v1/score` is a path of vLLM's, and would also be `/score` of a model named v1."""
+    scorers = dict(zip(("v1", "v2"), two[1].values(), strict=True))
+    pair = {"query": "How are you?", "documents": ["Fine."]}
+    if path.endswith("score"):
+        pair["queries"] = pair.pop("query")
+    with live(scorers=scorers, models=["v1=none", "v2=none"]) as address, httpx.Client(base_url=address) as client:
+        assert client.post(path, json=pair).json()["error"]["type"] == "unknown_model"
+        for name, scorer in scorers.items():
+            answer = posted(client, path, pair | RAW | {"model": name})
+            (item,) = answer.get("data") or answer["results"]
+            found = item.get("score", item.get("relevance_score"))
+            assert [found] == pytest.approx(scorer.score([Conversation.of("How are you?", "Fine.")]), abs=1e-5)
+
+
 def test_models_are_named_by_their_folders_or_as_given(tmp_path: Any) -> None:
     (tmp_path / "a=b").mkdir()
     folder = str(tmp_path / "a=b")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -58,6 +60,45 @@ def test_hostile_bodies(name: str, client: httpx.Client) -> None:
             if answer.status_code >= 400:
                 assert set(answer.json()["error"]) == {"type", "message", "code", "id"}
     assert client.post("/v1/rewards", json=ONE).status_code == 200
+
+
+TURNS = '"response": [{"role": "assistant", "content": "b"}]}]}'
+
+
+@pytest.mark.parametrize(
+    ("path", "sent"),
+    [
+        ("/get_reward", '{"query": ["fine text"], "query": ["other text"]}'),
+        ("/get_reward", '{"query": ["fine text"], "model": "a", "model": "b"}'),
+        ("/v1/rewards", '{"conversations": [{"prompt": [{"role": "user", "content": "a", "content": "b"}], ' + TURNS),
+    ],
+    ids=["query", "model", "turn"],
+)
+def test_a_field_that_is_sent_twice_is_named(path: str, sent: str, client: httpx.Client) -> None:
+    """Only the last of two values would be scored, as rows on disk, where they are refused too."""
+    answer = client.post(path, content=sent, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422
+    assert re.search(r"key '(query|model|content)' twice", answer.json()["error"]["message"])
+
+
+@pytest.mark.parametrize(
+    ("headers", "named"),
+    [
+        ({"Content-Type": "text/plain"}, "application/json"),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, "application/json"),
+        ({"Content-Type": "application/json", "Content-Encoding": "gzip"}, "Content-Encoding"),
+    ],
+    ids=["text", "form", "gzip"],
+)
+def test_a_body_of_another_kind_is_told_which_header_is_wrong(
+    headers: dict[str, str], named: str, client: httpx.Client
+) -> None:
+    content = json.dumps(ONE).encode()
+    if "Content-Encoding" in headers:
+        content = gzip.compress(content)
+    answer = client.post("/v1/rewards", content=content, headers=headers)
+    assert answer.status_code == 415
+    assert named in answer.json()["error"]["message"]
 
 
 def test_a_body_is_refused_by_its_size(client: httpx.Client) -> None:

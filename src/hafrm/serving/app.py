@@ -162,8 +162,12 @@ def _always(answer: Response):  # type: ignore[no-untyped-def]
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)  # raised for a body that is not JSON
-    return invalid(error.errors()[0]).response()
+    assert isinstance(error, RequestValidationError)  # raised for an empty body, and for one of another type than JSON
+    fault = error.errors()[0]
+    if fault["type"] == "missing":
+        return invalid(fault).response()
+    problem = "Send the body as JSON, with the header `Content-Type: application/json`."
+    return RequestError(415, "unsupported", problem).response()
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:

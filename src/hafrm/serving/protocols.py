@@ -201,14 +201,15 @@ PROTOCOLS = (
 
 
 def router(service: RewardService) -> APIRouter:
-    """Return the routes of all protocols, and those of each model, whose paths begin with its name."""
+    """Return the routes of all protocols, and those of each model, whose paths begin with its name.
+
+    The former win: for a model named `v1`, `/v1/score` is vLLM's path, not `/score` of that model.
+    """
     routes = APIRouter(route_class=route_class(service))
-    for protocol in PROTOCOLS:
-        for path in protocol.paths:
-            protocol.add(routes, path, service)
-            for name in service.models:
-                if _PLAIN.fullmatch(name):
-                    protocol.add(routes, f"/{name}{path}", service, name)
+    for name in (None, *filter(_PLAIN.fullmatch, service.models)):
+        for protocol in PROTOCOLS:
+            for path in protocol.paths:
+                protocol.add(routes, path if name is None else f"/{name}{path}", service, name)
     return routes
 
 

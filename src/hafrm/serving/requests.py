@@ -15,6 +15,8 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
+from hafrm.data.arrays import json_problem
+from hafrm.rows import unique_keys
 from hafrm.serving.config import ServeConfig
 from hafrm.serving.errors import RequestError
 from hafrm.serving.service import RewardService
@@ -79,9 +81,11 @@ async def _body(request: Request, config: ServeConfig) -> bytes:
     """Read the whole body.
 
     Raises:
-        RequestError: it is too large, or does not arrive in time.
+        RequestError: it is compressed or too large, or does not arrive in time.
         ClientDisconnect: the client has disconnected.
     """
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise RequestError(415, "unsupported", "Send the body uncompressed, without the header Content-Encoding.")
     most = config.max_request_bytes
     too_large = RequestError(413, "too_large", f"The request's body is over {most} bytes.")
     announced = request.headers.get("content-length", "0")
@@ -127,7 +131,11 @@ def invalid(fault: Mapping[str, Any]) -> RequestError:
 
 def _parsed(model: type[BaseModel], body: bytes) -> BaseModel:
     try:
-        return model.model_validate(json.loads(body))
+        sent = json.loads(body, object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:  # ValueError: also bad UTF-8, a repeated key, or too long an integer
+        raise invalid({"loc": ("body",), "msg": f"not valid JSON ({json_problem(error)})"}) from None
+    try:
+        return model.model_validate(sent)
     except ValidationError as error:
         faults = error.errors(include_url=False, include_context=False, include_input=False)
         # If a value fits none of several types, a validator's message is more useful than a type error.

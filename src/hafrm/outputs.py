@@ -12,7 +12,7 @@ from typing import Any
 from hafrm import atomic
 from hafrm.data.names import local_path, parsed
 from hafrm.errors import ConfigError, HafrmError
-from hafrm.models.runinfo import RUN_FILE, RunInfo
+from hafrm.models.runinfo import RUN_FILE, RunInfo, mark_of_model
 from hafrm.models.sources import adapter_source
 from hafrm.store import read_json
 
@@ -96,7 +96,7 @@ def require_apart(out: Path) -> None:
         ConfigError: gives the reason.
     """
     atomic.require_folder(out)
-    if name := _mark_of_model(out):
+    if name := mark_of_model(out):
         raise ConfigError(f"out: {out} is a model's folder ({name}). Choose a separate folder for the results.")
 
 
@@ -107,14 +107,8 @@ def require_outside_models(out: Path) -> None:
         ConfigError: names the model's folder.
     """
     for folder in out.resolve().parents:
-        if name := _mark_of_model(folder):
+        if name := mark_of_model(folder):
             raise ConfigError(f"out: {out} is inside a model's folder ({folder} has {name}). Choose another --out.")
-
-
-def _mark_of_model(folder: Path) -> str:
-    """Return the name of a file that only models' folders have, such as their weights; "" if there is none."""
-    marks = (RUN_FILE, "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
-    return next((name for name in marks if (folder / name).exists()), "")
 
 
 def _named(options: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

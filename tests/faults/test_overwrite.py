@@ -282,6 +282,21 @@ def test_an_export_is_not_made_where_a_users_file_is(desk: Path, tmp_path: Path)
     assert (reward / "model.safetensors").is_file()
 
 
+@pytest.mark.parametrize(
+    "out", ["run", "run/checkpoint-2", "run/export/more", "run/reward", "link", "other", "other/export", "base"]
+)
+def test_an_export_is_not_made_in_a_models_folder(out: str, desk: Path, tmp_path: Path) -> None:
+    for name in ("run", "base"):
+        shutil.copytree(desk / name, tmp_path / name)
+    shutil.copytree(desk / "run", tmp_path / "other")
+    (tmp_path / "link").symlink_to("run")
+    before = files(tmp_path)
+    with pytest.raises(ConfigError, match="in a model's folder"):
+        export(ExportConfig(run=str(tmp_path / "run"), out=str(tmp_path / out)))
+    assert files(tmp_path) == before
+    assert len(export(ExportConfig(run=str(tmp_path / "run"), out=str(tmp_path / "link" / "export")))) == 2
+
+
 @pytest.fixture
 def spoilt(tmp_path: Path) -> Callable[[str, float], Path]:
     """Make a run with a non-finite weight that matches its list."""

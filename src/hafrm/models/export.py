@@ -32,7 +32,7 @@ from hafrm.models.heads import HEADS, SCORE, head_name
 from hafrm.models.interchange import add_older_names, add_plain_activation, add_value_head
 from hafrm.models.modules import require_finite
 from hafrm.models.options import ExportConfig
-from hafrm.models.runinfo import RunInfo, read_manifest, require_undamaged
+from hafrm.models.runinfo import RunInfo, mark_of_model, read_manifest, require_undamaged
 from hafrm.models.sources import ADAPTER_CONFIG, read_config
 from hafrm.models.stock import loading, quiet_transformers, require_whole
 
@@ -48,7 +48,7 @@ def export(config: ExportConfig) -> list[Path]:
     Raises:
         ModelError: the folder is not a finished run, a weight is not finite, or a head has no stock class. The other
             head may have been exported.
-        ConfigError: the target contains files that are not an export's.
+        ConfigError: the target is in a model's folder, or contains files that are not an export's.
         DamagedError: the run's files have changed.
         UnwritableError: the disk is full, or the folder can't be written to.
     """
@@ -60,6 +60,7 @@ def export(config: ExportConfig) -> list[Path]:
             f"{run} contains only adapters: it is a checkpoint of an unfinished run. Export a finished run."
         )
     manifest = read_manifest(run)
+    _require_apart(out, run)
     for name in ("policy", "reward"):
         _require_own(out / name)
     written = []
@@ -100,6 +101,18 @@ def _export_head(config: ExportConfig, info: RunInfo, folder: Path, stock_class:
             save_checksums(temporary)
             atomic.write_text(temporary / CARD_FILE, card)
     return folder
+
+
+def _require_apart(out: Path, run: Path) -> None:
+    """Raise if an export would be in a model's folder: only `export` in the run's own is known to be none of its files.
+
+    Raises:
+        ConfigError: names the model's folder.
+    """
+    place = out.resolve()
+    for folder in () if place == (run / "export").resolve() else (place, *place.parents):
+        if name := mark_of_model(folder):
+            raise ConfigError(f"out: {out} is in a model's folder ({folder} has {name}). Choose another --out.")
 
 
 def _require_own(folder: Path) -> None:

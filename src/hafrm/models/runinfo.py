@@ -292,6 +292,12 @@ def _require_list(folder: Path) -> None:
         )
 
 
+def mark_of_model(folder: Path) -> str:
+    """Return the name of a file that only models' folders have, such as their weights; "" if there is none."""
+    marks = (RUN_FILE, "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
+    return next((name for name in marks if (folder / name).exists()), "")
+
+
 def _mark_of_hafrm(folder: Path) -> Path | None:
     """Return a file that shows that hafrm wrote a model's folder; None if there is none.
 

@@ -10,7 +10,7 @@ import pytest
 from hafrm.cli import main
 from hafrm.errors import ConfigError
 from hafrm.judging.options import JudgeOptions
-from hafrm.paper import duels, pessimism, policies, runs
+from hafrm.paper import pessimism, policies, runs
 from hafrm.paper.duels import Duel, duel_hits
 from hafrm.paper.experiments import EXPERIMENTS
 from hafrm.paper.policies import Judged, learnt, mean_over_seeds, points_of
@@ -40,8 +40,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
         "sampling": SamplingOptions(max_new_tokens=6),
     }
     monkeypatch.setattr(runs, "WORLD_PPO", {**runs.WORLD_PPO, **shorter})
-    for module in (policies, duels):
-        monkeypatch.setattr(module, "PROMPTS", 6)
+    monkeypatch.setattr(policies, "PROMPTS", 6)
 
 
 @pytest.mark.slow

@@ -21,10 +21,10 @@ from hafrm.errors import ConfigError
 from hafrm.judging.options import Budget
 from hafrm.models.options import ScoreOptions
 from hafrm.pairs import Message, Prompt
+from hafrm.paper import policies
 from hafrm.paper.numbers import CATEGORIES
 from hafrm.paper.plans import Plan
 from hafrm.paper.policies import (
-    PROMPTS,
     Judged,
     Point,
     gives_rewards,
@@ -137,12 +137,12 @@ def find(job: Job) -> Findings:
             for name, figure in _figures(backbone, each)
             if gives_rewards(job) or name == f"figure5-{backbone}"
         },
-        prompts=PROMPTS,
+        prompts=policies.PROMPTS,
     )
 
 
 def _duel(job: Job, backbone: str, sets: tuple[str, ...]) -> Duel:
-    prompts = held_out_prompts(job, backbone, sets, PROMPTS)
+    prompts = held_out_prompts(job, backbone, sets, policies.PROMPTS)
     seeds: dict[_Rival, list[list[Judged]]] = {
         rival: [
             judged_answers(job, Policy(backbone=backbone, sets=sets, rewarded_by=rival, seed=seed), prompts)

@@ -294,7 +294,7 @@ class Row:
         try:
             if not isinstance(value, str):
                 cell.require_unique_keys()
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             problem = f"is ambiguous ({error})"
             raise self.error(BadRowReason.WRONG_TYPE, name, problem, "Give each key of an object once.") from None
         return value

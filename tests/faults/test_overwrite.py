@@ -250,6 +250,19 @@ def test_an_output_folder_that_can_not_be_one(
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
 
 
+@pytest.mark.parametrize("kind", ["run", "base"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_output_goes_into_another_models_folder(
+    command: str, kind: str, desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(desk)
+    shutil.copytree(desk / kind, tmp_path / "other")
+    before = {name: (tmp_path / "other" / name).read_bytes() for name in files(tmp_path / "other")}
+    assert main([command, *COMMANDS[command], "--out", str(tmp_path / "other")]) == 2
+    found = files(tmp_path / "other") - {".lock"}
+    assert {name: (tmp_path / "other" / name).read_bytes() for name in found} == before
+
+
 @pytest.mark.parametrize("make", [_fifo, _socket, _dangling, _null, Path.mkdir], ids=lambda make: make.__name__)
 def test_no_file_of_a_folder_is_renamed_over_what_is_not_one(make: Callable[[Path], None], tmp_path: Path) -> None:
     out = tmp_path / "out"

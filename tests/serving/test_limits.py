@@ -98,6 +98,7 @@ def test_a_body_of_another_kind_is_told_which_header_is_wrong(
         content = gzip.compress(content)
     answer = client.post("/v1/rewards", content=content, headers=headers)
     assert answer.status_code == 415
+    assert client.post("/v1/rewards", json=ONE, headers={"Content-Encoding": "utf-8"}).status_code == 200
     assert named in answer.json()["error"]["message"]
 
 

@@ -20,7 +20,7 @@ from hafrm.judging.tournament import Plan, compare, play, rank_at_once, top_two_
 from hafrm.judging.verdicts import HEADER_FILE, VERDICTS_FILE, Verdict, resume_verdicts, summarise, verdict_of
 from hafrm.models.identity import model_identity
 from hafrm.models.options import ScorerChoice
-from hafrm.outputs import require_results
+from hafrm.outputs import require_apart, require_results
 from hafrm.rewards import load_reward
 from hafrm.store import LineFile, alone
 
@@ -48,9 +48,10 @@ def judge_rows(
         The contents of `results.json`: the result of `summarise`, and under `run` this run's requests and failures.
 
     Raises:
-        ConfigError: the folder has other verdicts, or is in use, or an option can't work.
+        ConfigError: the folder has other verdicts, is a model's, or is in use, or an option can't work.
         ModelError: the judge can't be asked at all.
     """
+    require_apart(Path(config.out))
     written = (RESULTS_FILE, VERDICTS_FILE, HEADER_FILE)
     require_results(
         Path(config.out),

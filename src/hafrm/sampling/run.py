@@ -26,7 +26,7 @@ from hafrm.models.options import ScorerChoice, chat_template
 from hafrm.models.runinfo import RUN_FILE
 from hafrm.models.stock import load_causal_lm, loading
 from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
-from hafrm.outputs import require_unread
+from hafrm.outputs import require_apart, require_unread
 from hafrm.sampling.engines import Generator, TransformersGenerator, VllmGenerator, prompt_seed
 from hafrm.sampling.options import SampleConfig
 from hafrm.sampling.samples import MANIFEST_FILE, SAMPLES_FILE, Samples, sample_counts, sample_line, write_manifest
@@ -54,11 +54,11 @@ def sample(
         The manifest: what the samples depend on, and counts.
 
     Raises:
-        ConfigError: the folder has other samples, or options are incompatible.
+        ConfigError: the folder has other samples, or is a model's, or options are incompatible.
         ModelError: the model can't be loaded, or consists only of adapters, which vLLM does not take.
         BadRowError: the chat template refuses a prompt, and `on_bad_row` is not `skip`.
     """
-    atomic.require_folder(Path(config.out))
+    require_apart(Path(config.out))
     for name in (SAMPLES_FILE, MANIFEST_FILE):
         atomic.require_plain(Path(config.out) / name)
         require_unread(Path(config.out) / name, config)

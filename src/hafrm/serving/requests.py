@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -77,6 +78,10 @@ class _Read(Request):
         return await self._parsed()
 
 
+_COMPRESSED = re.compile("gzip|deflate|compress|zstd|br")
+"""Matches a Content-Encoding that changes the bytes; some clients send their charset in this header."""
+
+
 async def _body(request: Request, config: ServeConfig) -> bytes:
     """Read the whole body.
 
@@ -84,7 +89,7 @@ async def _body(request: Request, config: ServeConfig) -> bytes:
         RequestError: it is compressed or too large, or does not arrive in time.
         ClientDisconnect: the client has disconnected.
     """
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
+    if _COMPRESSED.search(request.headers.get("content-encoding", "").lower()):
         raise RequestError(415, "unsupported", "Send the body uncompressed, without the header Content-Encoding.")
     most = config.max_request_bytes
     too_large = RequestError(413, "too_large", f"The request's body is over {most} bytes.")

@@ -258,3 +258,5 @@ def test_methods_and_paths_that_are_not_there(client: httpx.Client) -> None:
         answer: Any = client.request(method, path)
         assert answer.status_code in (404, 405)
         assert answer.json()["error"]["code"] == answer.status_code
+    assert client.get("/v1/rewards").headers["allow"] == "POST"
+    assert client.head("/health").status_code == 200  # as load balancers ask

@@ -93,6 +93,8 @@ class ModelList(BaseModel):
 
 
 def _add_state(app: FastAPI, service: RewardService) -> None:
+    @app.head("/health", include_in_schema=False)
+    @app.head("/ping", include_in_schema=False)
     @app.get("/health", tags=["state"])
     @app.get("/ping", tags=["state"])
     async def health() -> dict[str, str]:
@@ -172,7 +174,9 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    return error_response(error.status_code, "http", str(error.detail)[:300])
+    response = error_response(error.status_code, "http", str(error.detail)[:300])
+    response.headers.update(error.headers or {})  # such as Allow, if the path has other methods
+    return response
 
 
 async def _request_error(request: Request, error: Exception) -> JSONResponse:

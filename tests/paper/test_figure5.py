@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,12 @@ import pytest
 from hafrm.cli import main
 from hafrm.errors import ConfigError
 from hafrm.judging.options import JudgeOptions
-from hafrm.paper import pessimism, policies, runs
+from hafrm.paper import pessimism, policies, runs, selections
 from hafrm.paper.duels import Duel, duel_hits
 from hafrm.paper.experiments import EXPERIMENTS
-from hafrm.paper.policies import Judged, learnt, mean_over_seeds, points_of
+from hafrm.paper.policies import Judged, averaged, learnt, points_of
 from hafrm.paper.presets import paper_scale, world_scale
-from hafrm.paper.runs import Policy, rlhf_words
+from hafrm.paper.runs import Policy
 from hafrm.paper.scales import Overrides
 from hafrm.rlhf.checkpoints import Answers
 from hafrm.rlhf.options import KlOptions, RlhfConfig, SamplingOptions
@@ -83,9 +84,11 @@ def test_the_planned_command_makes_the_same_run(tmp_path: Path) -> None:
     from hafrm.cli.options import options_of
 
     policy = Policy(backbone="instruct", sets=("BS", "Harmless"), rewarded_by="haf", seed=2)
-    config = policy.config(job(world_scale(Overrides()), out=tmp_path), model="m")
+    asked = job(world_scale(Overrides()), out=tmp_path)
+    config = policy.config(asked, model=asked.scale.backbone("instruct").shown)
     parser = rlhf.parser()
-    assert options_of(RlhfConfig, parser, parser.parse_args(rlhf_words(config)[2:])) == config
+    words = shlex.split(policy.command(asked))
+    assert options_of(RlhfConfig, parser, parser.parse_args(words[2:])) == config
 
 
 def test_the_paper_scale_has_the_papers_settings(tmp_path: Path) -> None:
@@ -104,7 +107,7 @@ def test_win_rates_and_gains_by_hand() -> None:
 
     ours, theirs = [[2.0, 1.0, 3.0], [2.0, 1.0, 0.0]], [[1.0, 1.0, 2.0], [1.0, 1.0, 2.0]]
     hits = [duel_hits(judged(a), judged(b)) for a, b in zip(ours, theirs, strict=True)]
-    assert mean_over_seeds(hits) == (1.0, 0.5, 0.5)
+    assert averaged(hits) == (1.0, 0.5, 0.5)
     first, last = points_of([[judged(before), judged(after)] for before, after in zip(theirs, ours, strict=True)])
     assert (first.kl, first.length, last.gold_by_seed) == (2.0, 5.0, (2.0, 1.0))
     duel = Duel({"haf": (first, last), "baseline": (first, first)}, {0: (1.0, 0.5, 0.5)}, {0: (2, 0)})
@@ -187,7 +190,7 @@ def test_lower_bounds_from_their_command_to_their_files(
     """At n = 1 all ways have the mean of the draws; at the largest n, the true reward of what each selected."""
     for name, value in (("_PROMPTS", 6), ("_DRAWS", 4), ("_SHOWN", (1, 4))):
         monkeypatch.setattr(pessimism, name, value)
-    monkeypatch.setattr(pessimism, "SampleOptions", lambda **_: SampleOptions(max_new_tokens=6))
+    monkeypatch.setattr(selections, "SampleOptions", lambda **_: SampleOptions(max_new_tokens=6))
     words = ["reproduce", "pessimism", "--out", str(tmp_path), "--steps", "2", "--sets", "Helpful"]
     assert main(words) == 0
     root = tmp_path / "world"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import threading
 import time
 from dataclasses import asdict, replace
@@ -24,7 +25,7 @@ from hafrm.paper.plans import PARTS, Plan, single_sets
 from hafrm.paper.presets import PAPER_MODELS, paper_scale, small_scale, world_scale
 from hafrm.paper.probes import claims
 from hafrm.paper.probes.inequality import Claim
-from hafrm.paper.runs import Policy, Run, train_words
+from hafrm.paper.runs import Policy, Run
 from hafrm.paper.scales import Job, Overrides, Scale, in_paper_order
 from hafrm.training.config import TrainConfig
 from hafrm.training.manifest import is_finished
@@ -103,8 +104,9 @@ def test_a_plans_commands_are_the_runs_themselves(scale: Scale) -> None:
     parser = train.parser()
     mixture = Run(backbone=scale.backbone().name, sets=("Helpful", "BS"), method="dpo", seed=1)
     for run in (mixture, *EXPERIMENTS["figure6"].plan(asked).runs):
-        config = run.config(asked, model="m")
-        assert options_of(TrainConfig, parser, parser.parse_args(train_words(config)[2:])) == config
+        config = run.config(asked, model=scale.backbone(run.backbone).shown)
+        words = shlex.split(run.command(asked))
+        assert options_of(TrainConfig, parser, parser.parse_args(words[2:])) == config
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -294,7 +296,7 @@ def test_a_policy_finds_the_pairs_of_a_capped_set(
 def test_the_claims_training_pairs_are_the_runs_own(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
 
-    def run_claims(hybrids: object, baselines: object, data: list[str], *_: object, **__: object) -> Claim:
+    def run_claims(mates: object, data: list[str], *_: object, **__: object) -> Claim:
         asked.append(data)
         raise KeyboardInterrupt
 

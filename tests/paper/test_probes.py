@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,14 +108,14 @@ def test_consistency_writes_its_points_and_goes_on(
     assert run_consistency(*models, runs.test, judge, tmp_path, **few) == found
 
 
-def claimed(runs: Runs, out: Path, *, hybrid: str = "haf", baselines: Sequence[str] = ("baseline",)) -> Claim:
+def claimed(runs: Runs, out: Path, *, hybrid: str = "haf", baseline: str = "baseline") -> Claim:
     return run_claims(
-        [runs.runs[hybrid]],
-        [runs.runs[each] for each in baselines],
+        [(runs.runs[hybrid], runs.runs[baseline])],
         [runs.train],
         [runs.test],
         out,
         fit=FitOptions(max_steps=20),
+        options=DataOptions(),
     )
 
 
@@ -138,6 +137,4 @@ def test_claims_refuse_runs_that_are_no_mates(runs: Runs, tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="not a hybrid run"):
         claimed(runs, tmp_path, hybrid="dpo")
     with pytest.raises(ConfigError, match="not a baseline"):
-        claimed(runs, tmp_path, baselines=["dpo"])
-    with pytest.raises(ConfigError, match="as many"):
-        claimed(runs, tmp_path, baselines=[])
+        claimed(runs, tmp_path, baseline="dpo")

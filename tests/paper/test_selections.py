@@ -95,17 +95,17 @@ def test_the_paper_samples_four_from_phi_2() -> None:
     scale = paper_scale(Overrides())
     job = Job(scale=scale, backbones=("phi-2",), sets=("BS",), seeds=(0,), out=Path("o"), judge=GPT)
     assert (draws_of(job, "phi-2"), draws_of(job, "mistral-instruct")) == (4, 8)
-    assert len(selections.plan(job).runs) == 3
-    sampled, chosen = selections.plan(job).commands
+    assert len(selections.plan(job, "figure4").runs) == 3
+    sampled, chosen = selections.plan(job, "figure4").commands
     assert "--n 4" in sampled
     assert "phi-2.jinja" in sampled
     assert "--judge.kind openai --judge.model gpt-4-turbo-2024-04-09" in chosen
     with pytest.raises(ConfigError, match="figure9 is judged by a reward model"):
-        selections.plan_rewards(job)
+        selections.plan(job, "figure9")
     with pytest.raises(ConfigError, match="local can't rank"):
-        selections.plan(replace(job, judge=JudgeOptions(kind="local", model="m")))
+        selections.plan(replace(job, judge=JudgeOptions(kind="local", model="m")), "figure4")
     with pytest.raises(ConfigError, match="--judge"):
-        selections.plan(Job(scale=scale, backbones=("phi-2",), sets=("BS",), seeds=(0,), out=Path("o")))
+        selections.plan(Job(scale=scale, backbones=("phi-2",), sets=("BS",), seeds=(0,), out=Path("o")), "figure4")
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import threading
 import time
@@ -36,7 +37,7 @@ from hafrm.paper.plans import FROZEN, PARTS, WORDS, Scoring, cells, noise_part, 
 from hafrm.paper.presets import small_scale, world_scale
 from hafrm.paper.publishing import page_of, publish, with_block
 from hafrm.paper.record import Journal, Record, journal_of, record_of, write_header
-from hafrm.paper.runs import Run, train_words
+from hafrm.paper.runs import Run
 from hafrm.paper.samples import unseen
 from hafrm.paper.scales import Job, Overrides, SetFiles
 from hafrm.paper.stages import stage_order, trials
@@ -116,8 +117,9 @@ def test_losses_and_shares_are_runs_of_hafrm_train(tmp_path: Path) -> None:
     asked = job(tmp_path)
     parser = train.parser()
     for run in (*trials(asked, "losses", "base"), *trials(asked, "priors", "base"), *trials(asked, "sizes", "base")):
-        config = run.config(asked, model="m")
-        assert options_of(TrainConfig, parser, parser.parse_args(train_words(config)[2:])) == config
+        config = run.config(asked, model=asked.scale.backbone("base").shown)
+        words = shlex.split(run.command(asked))
+        assert options_of(TrainConfig, parser, parser.parse_args(words[2:])) == config
     simpo = Run(backbone="base", sets=("BS",), method="haf", loss="simpo")
     assert simpo.config(asked).loss.beta == 2
 
@@ -390,7 +392,8 @@ def test_a_studys_numbers_follow_from_its_record(tmp_path: Path) -> None:
         scores = scored(right[todo.run.method][todo.run.seed], 6 if todo.run.method == "dpo" else None)
         for scoring in todo.scorings:
             record.add_scores(todo.scores_name(scoring), *scoring.tested_on, scores, kept=scores[:7])
-    for name, many in ((executor.words_name(asked, "BS"), 3), (executor.frozen_name(asked, "base", "BS"), 9)):
+    for row, many in ((WORDS, 3), (FROZEN, 9)):
+        name = executor.reference_name(asked, row, "base", "BS")
         record.add_scores(name, "BS", scored(many), depends_on={"pairs": []})
     journal = journal_of(asked)
     journal.write("base/BS/haf-seed9", "failed", reason="diverged")

@@ -45,10 +45,7 @@ def find_in_domain(job: Job) -> Findings:
     return build_findings(
         job,
         "table2",
-        results={
-            "seeds": list(job.seeds),
-            "accuracy": {backbone: as_json(grid) for backbone, grid in grids.items()},
-        },
+        results={"seeds": list(job.seeds), "accuracy": as_json(grids)},
         tables=(accuracy_table("Ours", job, grids), _papers_in_domain()),
         figures={
             f"table2-{backbone}": accuracy_bars(
@@ -120,10 +117,7 @@ def find_mixture(job: Job) -> Findings:
         for backbone, grid in mixed.items()
         for method, label in METHOD_NAMES.items()
     )
-    results = {
-        kind: {backbone: as_json(grid) for backbone, grid in grids.items()}
-        for kind, grids in (("mixed", mixed), ("single", single))
-    }
+    results = as_json({"mixed": mixed, "single": single})
     return build_findings(
         job,
         "figure3",
@@ -159,13 +153,10 @@ def find_transfer(job: Job) -> Findings:
         for backbone in job.backbones
     }
     external = _external(job) if job.rewardbench is not None else {}
-    internal = {
-        backbone: {trained: as_json(grid) for trained, grid in grids.items()} for backbone, grids in tables.items()
-    }
     return build_findings(
         job,
         "table3",
-        results={"seeds": list(job.seeds), "internal": internal, **external},
+        results={"seeds": list(job.seeds), "internal": as_json(tables), **external},
         tables=(_ours_transfer(job, tables, external), _papers_transfer()),
         relations=[each for backbone, grids in tables.items() for each in _transfer_relations(job, backbone, grids)],
         left_out=left_out_of(
@@ -264,7 +255,7 @@ def _external(job: Job) -> dict[str, dict[str, _Transfers]]:
     found: dict[str, dict[str, _Transfers]] = {how: {} for how in _SECTIONS}
     for backbone in job.backbones:
         for name in _transfer_sets(job):
-            folders = {m: [run.folder(job) for run in seed_runs(job, backbone, (name,), m)] for m in METHODS}
+            folders = {m: [run.folder(job) for run in seed_runs(job, backbone, (name,), method=m)] for m in METHODS}
             out = job.root / "evaluations" / backbone / f"{name}-rewardbench"
             every = [folder for some in folders.values() for folder in some]
             for how, section in _section_accuracies(job.rewardbench, numbers.category_of(name), every, out).items():
@@ -285,12 +276,6 @@ def _section_accuracies(
     rewardbench: str, section: str, runs: Sequence[Path], out: Path
 ) -> Mapping[str, Mapping[Path, float]]:
     """Return each run's accuracy (0 to 1) on one section of RewardBench, by key of `_SECTIONS`.
-
-    Args:
-        rewardbench: Path to RewardBench's pairs, or "hub".
-        section: "Chat" or "Safety".
-        runs: Run folders.
-        out: Output folder for the scores.
 
     Raises:
         DataError: the file has no pairs of the section, or a run could not score any pair of one of its subsets.

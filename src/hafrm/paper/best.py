@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -15,29 +15,15 @@ from hafrm.report.findings import Cell, Findings, Table
 from hafrm.report.wording import percent
 
 
-def find_best(job: Job) -> Findings:
-    """Draw Figure 4's circles for each backbone, averaged over sets."""
-    return _best(job, "figure4", [AVERAGE] if len(job.sets) > 1 else [])
-
-
-def find_best_by_set(job: Job) -> Findings:
-    """Draw Figure 8's circles for each backbone and set."""
-    return _best(job, "figure8", job.sets)
-
-
-def find_best_by_rewards(job: Job) -> Findings:
-    """Draw Figure 9's circles for each backbone and set, as judged by a reward model."""
-    return _best(job, "figure9", job.sets)
-
-
-def _best(job: Job, figure: str, shown: Sequence[str]) -> Findings:
-    """Measure win rates, and draw circles of the given sets, or of their mean; of a single set if none is given."""
+def find(job: Job, figure: str) -> Findings:
+    """Measure win rates, and draw circles for each backbone: of the mean over sets in Figure 4, else of each set."""
+    shown = [AVERAGE] if figure == "figure4" and len(job.sets) > 1 else job.sets
     chosen = choose(job)
     wins = {backbone: {name: win_rates(each) for name, each in by_set.items()} for backbone, by_set in chosen.items()}
     overlaps = {backbone: {name: regions(each) for name, each in by_set.items()} for backbone, by_set in chosen.items()}
     figures = {}
     for backbone, by_set in overlaps.items():
-        for name in shown or by_set:
+        for name in shown:
             label = f"How often each method's choice is the best of the three, {backbone}, {name}"
             found = _mean(by_set) if name == AVERAGE else by_set[name]
             figures[f"{figure}-{backbone}-{name}"] = overlap_circles(label, METHOD_NAMES, found)

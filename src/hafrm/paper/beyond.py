@@ -8,10 +8,10 @@ true errors. Runs are tested by the labels of test pairs, and by whether they or
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from statistics import fmean
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from scipy import special
@@ -36,7 +36,7 @@ from hafrm.paper.scales import Job
 from hafrm.paper.tables import build_findings, cell_text
 from hafrm.paper.world import PROFILES, oracle_reward
 from hafrm.report.findings import Cell, Findings, Table
-from hafrm.report.wording import interval, percent, points
+from hafrm.report.wording import percent, points, with_interval
 from hafrm.stats import bootstrap_interval, spearman
 
 STUDIES: Mapping[str, Part] = {
@@ -92,8 +92,7 @@ _PROBED = 200
 """Test pairs of the length probe, and of the comparison with responses to other prompts."""
 
 
-@dataclass(frozen=True)
-class _Cell:
+class _Cell(NamedTuple):
     row: str
     run: Run
     scoring: Scoring
@@ -165,7 +164,7 @@ def _differences_table(differences: Mapping[str, Mapping[str, Mapping[str, Any]]
     rows = tuple(
         (
             f"{rows}, {column}",
-            f"{points(each['difference'])} {interval(each['ci95'], points)}".strip(),
+            with_interval(each["difference"], each["ci95"], points),
             ", ".join(points(seed) for seed in each["by_seed"].values()),
         )
         for column, of_column in differences.items()
@@ -329,7 +328,7 @@ def coverage(seeds: Sequence[tuple[np.ndarray, np.ndarray]], true: np.ndarray, g
 def _coverage_cells(found: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"{found['stated']:.2f}", f"{found['true']:.2f}")
     for each in found["covered"].values():
-        yield f"{percent(each['share'])} {interval(each['ci95'], percent)}".strip()
+        yield with_interval(each["share"], each["ci95"], percent)
     yield _over_seeds(found["rank_correlation"], "{:+.2f}".format)
 
 

@@ -64,7 +64,6 @@ class Costs:
     """Estimates the seconds of runs and scorings.
 
     Args:
-        job: The reproduction job; see `can_estimate`.
         slowness: Factor that multiplies all estimates.
     """
 
@@ -126,14 +125,9 @@ class Costs:
         return min(each.prompts, sum(self._set(name).pairs["test"] for name in each.sets))
 
     def _answered(self, backbone: str, count: int, new: int, *, at_once: int, readers: int) -> float:
-        """Estimate the seconds of sampling, which reads all weights for each token on a GPU, and of reading.
+        """Estimate the seconds of sampling `count` responses of `new` tokens, and of `readers` passes over each.
 
-        Args:
-            backbone: The model that answers.
-            count: Number of responses.
-            new: New tokens of a response.
-            at_once: Responses that are sampled at a time.
-            readers: Forward passes over each response.
+        Sampling on a GPU reads all weights for each token.
         """
         shape = shape_of(self.job, backbone)
         if shape is None:

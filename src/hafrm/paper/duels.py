@@ -27,12 +27,12 @@ from hafrm.paper.plans import Plan
 from hafrm.paper.policies import (
     Judged,
     Point,
+    averaged,
     gives_rewards,
     held_out_prompts,
     judged_answers,
     learning_table,
     learnt,
-    mean_over_seeds,
     points_of,
     reward_curve,
     with_answers,
@@ -42,7 +42,7 @@ from hafrm.paper.scales import Job, in_paper_order
 from hafrm.paper.tables import build_findings
 from hafrm.report.figures import Curve, Panel, curve_panels
 from hafrm.report.findings import Cell, Findings, Table
-from hafrm.report.wording import count, interval, percent
+from hafrm.report.wording import count, percent, with_interval
 from hafrm.sampling.candidates import Candidates
 from hafrm.sampling.judged import JudgeRuns
 from hafrm.stats import Interval, bootstrap_interval
@@ -160,7 +160,7 @@ def _duel(job: Job, backbone: str, sets: tuple[str, ...]) -> Duel:
     }  # of each seed
     return Duel(
         points,
-        {step: mean_over_seeds(each) for step, each in hits.items()},
+        {step: averaged(each) for step, each in hits.items()},
         {step: (sum(row.count(0.5) for row in each), missing[step]) for step, each in hits.items()},
     )
 
@@ -250,7 +250,7 @@ def _duel_tables(backbone: str, duels: Mapping[str, Duel], *, rewards: bool) -> 
             )
             equal, missing = duel.undecided[step]
             undecided = f"{equal}, {missing} without a verdict" if missing else str(equal)
-            rows.append((str(step), f"{percent(rate)} {interval(ends, percent)}".strip(), undecided, *cells))
+            rows.append((str(step), with_interval(rate, ends, percent), undecided, *cells))
         prompts = count(len(duel.points["haf"][0].gold), "prompt")
         yield Table(f"{category}, {backbone}: {prompts}", ("step", "HAF wins, %", "undecided", *columns), tuple(rows))
 

@@ -16,21 +16,20 @@ from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
-from hafrm.data import PairTables, encode_pairs, load_pairs
+from hafrm.data import encode_pairs, load_pairs
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError, HafrmError, UnwritableError, first_line
 from hafrm.evaluation.scoring import SCORES_FILE, read_scores, score_pairs
 from hafrm.evaluation.words import fit_words
 from hafrm.models.scorers import Scorer
 from hafrm.models.tokenizers import load_tokenizer
-from hafrm.pairs import PreferencePair
 from hafrm.paper.costs import QUESTION, Costs, can_estimate
 from hafrm.paper.frozen import fit_frozen
 from hafrm.paper.plans import FROZEN, WORDS, Plan, Scoring
 from hafrm.paper.record import journal_of, record_of, write_header
 from hafrm.paper.resources import needs, require_disk
 from hafrm.paper.runs import Policy, Run
-from hafrm.paper.samples import pairs_of, unseen
+from hafrm.paper.samples import TRAINING_SPLITS, pairs_of, unseen
 from hafrm.paper.scales import Job
 from hafrm.paper.stages import SEARCH, Stage, Todo, at_chosen_rates, missing, stages
 from hafrm.training.manifest import read_manifest
@@ -43,24 +42,18 @@ def described(job: Job, plan: Plan) -> Iterator[str]:
     if plan == Plan():
         yield "There is nothing to train: the command itself computes the numbers."
         return
-    if plan.runs:
-        finished = sum(run.state(job) == "finished" for run in plan.runs)
-        yield f"{len(plan.runs)} training runs, of which {finished} are finished:"
-        yield from (line for run in plan.runs for line in _described(job, run))
-    if plan.scorings:
-        yield f"{len(plan.scorings)} evaluations:"
-        yield from (line for scoring in plan.scorings for line in _described(job, scoring))
-    if plan.policies:
-        yield f"{len(plan.policies)} policies:"
-        yield from (line for policy in plan.policies for line in _described(job, policy))
+    finished = sum(run.state(job) == "finished" for run in plan.runs)
+    runs = f"training runs, of which {finished} are finished"
+    for kind, works in ((runs, plan.runs), ("evaluations", plan.scorings), ("policies", plan.policies)):
+        if works:
+            yield f"{len(works)} {kind}:"
+        for work in works:
+            yield f"  [{work.state(job)}] {work.name}"
+            yield f"    {work.command(job)}"
     if plan.commands:
         yield "then:" if plan.runs else "nothing to train; the numbers are those of:"
         yield from (f"    {command}" for command in plan.commands)
     yield from costs_of(job, plan)
-
-
-def _described(job: Job, work: Run | Scoring | Policy) -> tuple[str, str]:
-    return f"  [{work.state(job)}] {work.name}", f"    {work.command(job)}"
 
 
 def costs_of(job: Job, plan: Plan) -> Iterator[str]:
@@ -83,12 +76,7 @@ def costs_of(job: Job, plan: Plan) -> Iterator[str]:
 
 
 def execute(job: Job, plan: Plan, say: Say) -> None:
-    """Train and score what is missing.
-
-    Args:
-        job: The reproduction job.
-        plan: What the job needs.
-        say: Called with a progress line before each missing run and scoring.
+    """Train and score what is missing, with a progress line by `say` before each run and scoring.
 
     Raises:
         ConfigError: a folder contains a run with other options, or the disk is too small; raised before any training.
@@ -121,12 +109,7 @@ def _announced(job: Job, kind: str, works: Sequence[_Work], say: Say) -> Iterato
 
 
 def execute_study(job: Job, plan: Plan, say: Say) -> None:
-    """Do what is missing within the time limit, in the order of the stages.
-
-    Args:
-        job: The reproduction job.
-        plan: Result of `plan_study`.
-        say: Called with a progress line before each run, and with a summary of what is missing.
+    """Do what is missing within the time limit, in the order of the stages, with progress lines by `say`.
 
     Raises:
         ConfigError: a run's folder contains a run with other options (raised before any training at the chosen rates),
@@ -148,54 +131,23 @@ def execute_study(job: Job, plan: Plan, say: Say) -> None:
         say(line)
 
 
-def words_name(job: Job, name: str) -> str:
-    """Return the name in the record of a set's bag-of-words scores."""
-    return f"{WORDS}/{_pairs_name(job, name)}"
-
-
-def frozen_name(job: Job, backbone: str, name: str) -> str:
-    """Return the name in the record of a frozen backbone's scores on a set."""
-    return f"{FROZEN}/{backbone}/{_pairs_name(job, name)}"
-
-
-def _pairs_name(job: Job, name: str) -> str:
-    return f"{name}{job.scale.cap_suffix}-{job.scale.max_length}tokens"
+def reference_name(job: Job, row: str, backbone: str, name: str) -> str:
+    """Return the name in the record of a set's scores by a bag of words, or by a frozen backbone."""
+    model = WORDS if row == WORDS else f"{row}/{backbone}"
+    return f"{model}/{name}{job.scale.cap_suffix}-{job.scale.max_length}tokens"
 
 
 def _score_references(job: Job, name: str, say: Say) -> None:
-    """Score a set's test pairs by models without training: a bag of words, and the backbones with a fitted head.
-
-    They are fitted on the pairs that the backbones' runs have for training and validation.
-    """
-
-    def words(encoder: ConversationEncoder, fitting: _Fitting) -> Scorer:
-        return fit_words(*(pairs for pairs, _ in fitting))
-
-    _score_fitted(job, job.backbones[0], name, WORDS, words_name(job, name), words, say)
+    """Score a set's test pairs by models without training: a bag of words, and the backbones with a fitted head."""
+    _score_fitted(job, WORDS, job.backbones[0], name, say)
     for backbone in job.backbones:
-        model = job.model(backbone)
-
-        def frozen(encoder: ConversationEncoder, fitting: _Fitting, model: str = model) -> Scorer:
-            return fit_frozen(model, encoder, *(groups for _, groups in fitting))
-
         if not job.scale.backbone(backbone).lora.enabled:
-            _score_fitted(job, backbone, name, FROZEN, frozen_name(job, backbone, name), frozen, say)
+            _score_fitted(job, FROZEN, backbone, name, say)
 
 
-_Fitting = Sequence[tuple[list[PreferencePair], PairTables]]
-"""The usable pairs of training and of validation, with their tokens."""
-
-
-def _score_fitted(
-    job: Job,
-    backbone: str,
-    name: str,
-    row: str,
-    known_as: str,
-    fit: Callable[[ConversationEncoder, _Fitting], Scorer],
-    say: Say,
-) -> None:
-    record = record_of(job)
+def _score_fitted(job: Job, row: str, backbone: str, name: str, say: Say) -> None:
+    """Fit a model on the pairs that the backbone's runs have for training and validation, and score the test pairs."""
+    record, known_as = record_of(job), reference_name(job, row, backbone, name)
     run = Run(backbone=backbone, sets=(name,), method="baseline")
     data, test = run.data(job), job.scale.sets[name].test
     pairs = load_pairs(test, split="test")
@@ -207,12 +159,15 @@ def _score_fitted(
         data.write()
         options = run.config(job, model="none").data_options
         encoder = ConversationEncoder(load_tokenizer(job.model(backbone)), job.scale.max_length)
-        fitting = []
-        for split in ("train", "validation"):
-            found = [pair for each in data.names(split) for pair in pairs_of(each, split)]
-            tables = encode_pairs(found, encoder, options)
-            fitting.append(([found[index] for index in tables.kept], tables))
-        scores = list(score_pairs(fit(encoder, fitting), pairs.pairs, model=row, data=test))
+        found = [[pair for each in data.names(split) for pair in pairs_of(each, split)] for split in TRAINING_SPLITS]
+        tables = [encode_pairs(of_split, encoder, options) for of_split in found]
+        scorer: Scorer
+        if row == WORDS:
+            usable = ([of_split[index] for index in each.kept] for of_split, each in zip(found, tables, strict=True))
+            scorer = fit_words(*usable)
+        else:
+            scorer = fit_frozen(job.model(backbone), encoder, *tables)
+        scores = list(score_pairs(scorer, pairs.pairs, model=row, data=test))
         record.add_scores(known_as, name, scores, depends_on=depends_on)
 
 
@@ -227,12 +182,7 @@ class _OutOfTimeError(Exception):
 
 
 class Worker:
-    """Works through the study's stages.
-
-    Args:
-        job: The reproduction job.
-        say: Called with a progress line before each run.
-    """
+    """Works through the study's stages, with progress lines by `say`."""
 
     def __init__(self, job: Job, say: Say) -> None:
         self.job, self.say = job, say

@@ -49,140 +49,105 @@ class Experiment:
     """Options of which the experiment uses a single value: `seeds`, `sets`, `backbones`."""
 
 
-def _plan_nothing(job: Job) -> Plan:
-    """Plan nothing: no model is trained."""
-    from hafrm.paper.plans import Plan
-
-    return Plan()
-
-
-def _find_study(job: Job) -> Findings:
-    """Collect all available results into tables, figures and sentences."""
-    from hafrm.paper.study import collect
-    from hafrm.paper.study_page import findings_of
-
-    return findings_of(collect(job))
+def _experiment(summary: str, plan: str, find: str, *more: str, **options: Any) -> Experiment:
+    """Return an experiment by the paths of its functions; see `_late`."""
+    return Experiment(summary, _late(plan, *more), _late(find, *more), **options)
 
 
 EXPERIMENTS: Mapping[str, Experiment] = {
-    "table1": Experiment(
+    "table1": _experiment(
         "sizes of the sets, before and after drawing validation pairs",
-        _late("settings.plan_sets"),
-        _late("settings.find_sets"),
+        "settings.plan_sets",
+        "settings.find_sets",
         trains=False,
     ),
-    "table2": Experiment(
-        "accuracy in domain, five sets by three methods", _late("plans.single_sets"), _late("accuracy.find_in_domain")
+    "table2": _experiment(
+        "accuracy in domain, five sets by three methods", "plans.single_sets", "accuracy.find_in_domain"
     ),
-    "figure3": Experiment(
-        "training on a mixture of all sets", _late("accuracy.plan_mixture"), _late("accuracy.find_mixture")
+    "figure3": _experiment("training on a mixture of all sets", "accuracy.plan_mixture", "accuracy.find_mixture"),
+    "table3": _experiment(
+        "accuracy on sets that were not trained on", "accuracy.plan_transfer", "accuracy.find_transfer"
     ),
-    "table3": Experiment(
-        "accuracy on sets that were not trained on", _late("accuracy.plan_transfer"), _late("accuracy.find_transfer")
-    ),
-    "figure6": Experiment(
-        "a sweep of the policy loss's weight", _late("ratios.plan"), _late("ratios.find"), one=("sets",)
-    ),
-    "figure7": Experiment(
+    "figure6": _experiment("a sweep of the policy loss's weight", "ratios.plan", "ratios.find", one=("sets",)),
+    "figure7": _experiment(
         "a reward model's margins against a DPO model's",
-        _late("probes.agreement.plan"),
-        _late("probes.agreement.find"),
+        "probes.agreement.plan",
+        "probes.agreement.find",
         one=("seeds",),
     ),
-    "table5": Experiment(
-        "settings of the runs, beside the paper's", _plan_nothing, _late("settings.find_setup"), trains=False
+    "table5": _experiment(
+        "settings of the runs, beside the paper's", "plans.nothing", "settings.find_setup", trains=False
     ),
-    "table6": Experiment(
-        "how widely perplexities spread", _plan_nothing, _late("probes.perplexity.find"), trains=False
-    ),
-    "table7": Experiment(
+    "table6": _experiment("how widely perplexities spread", "plans.nothing", "probes.perplexity.find", trains=False),
+    "table7": _experiment(
         "whether that predicts where DPO falls behind",
-        _late("probes.perplexity.plan_correlation"),
-        _late("probes.perplexity.find_correlation"),
+        "probes.perplexity.plan_correlation",
+        "probes.perplexity.find_correlation",
     ),
-    "figure2": Experiment(
+    "figure2": _experiment(
         "whether HAF favours its own responses",
-        _late("probes.consistency.plan"),
-        _late("probes.consistency.find"),
+        "probes.consistency.plan",
+        "probes.consistency.find",
         one=("seeds", "sets"),
     ),
-    "figure4": Experiment(
-        "whose selection of several responses is best", _late("selections.plan"), _late("best.find_best")
+    "figure4": _experiment("whose selection of several responses is best", "selections.plan", "best.find", "figure4"),
+    "table4": _experiment("recall of a judge's best responses, on average", "selections.plan", "recall.find", "table4"),
+    "figure8": _experiment(
+        "whose selection of several responses is best, set by set", "selections.plan", "best.find", "figure8"
     ),
-    "table4": Experiment(
-        "recall of a judge's best responses, on average", _late("selections.plan"), _late("recall.find_recall")
+    "figure9": _experiment(
+        "the selections of figure8, judged by a reward model", "selections.plan", "best.find", "figure9"
     ),
-    "figure8": Experiment(
-        "whose selection of several responses is best, set by set",
-        _late("selections.plan"),
-        _late("best.find_best_by_set"),
+    "table8": _experiment(
+        "what it costs to rank responses", "plans.nothing", "settings.find_ranking_costs", trains=False
     ),
-    "figure9": Experiment(
-        "the selections of figure8, judged by a reward model",
-        _late("selections.plan_rewards"),
-        _late("best.find_best_by_rewards"),
+    "table9": _experiment(
+        "the judge's prompt for two responses", "plans.nothing", "settings.find_prompt", "table9", trains=False
     ),
-    "table8": Experiment(
-        "what it costs to rank responses", _plan_nothing, _late("settings.find_ranking_costs"), trains=False
+    "table10": _experiment(
+        "the judge's prompt for four responses", "plans.nothing", "settings.find_prompt", "table10", trains=False
     ),
-    "table9": Experiment(
-        "the judge's prompt for two responses", _plan_nothing, _late("settings.find_pair_prompt"), trains=False
+    "figure10": _experiment(
+        "the three questions that find the best two of eight", "plans.nothing", "settings.find_tournament", trains=False
     ),
-    "table10": Experiment(
-        "the judge's prompt for four responses", _plan_nothing, _late("settings.find_ranking_prompt"), trains=False
+    "table11": _experiment(
+        "recall of a judge's best responses, set by set", "selections.plan", "recall.find", "table11"
     ),
-    "figure10": Experiment(
-        "the three questions that find the best two of eight",
-        _plan_nothing,
-        _late("settings.find_tournament"),
-        trains=False,
-    ),
-    "table11": Experiment(
-        "recall of a judge's best responses, set by set",
-        _late("selections.plan"),
-        _late("recall.find_recall_by_set"),
-    ),
-    "study": Experiment(
+    "study": _experiment(
         "all comparisons with seeds and tests",
-        _late("stages.plan_study"),
-        _find_study,
-        _late("executor.execute_study"),
-        _late("stages.described_study"),
+        "stages.plan_study",
+        "study_page.find",
+        execute=_late("executor.execute_study"),
+        describe=_late("stages.described_study"),
     ),
-    "figure5": Experiment(
-        "policies trained on HAF's rewards against the baseline's",
-        _late("duels.plan"),
-        _late("duels.find"),
-    ),
-    "ppo": Experiment(
+    "figure5": _experiment("policies trained on HAF's rewards against the baseline's", "duels.plan", "duels.find"),
+    "ppo": _experiment(
         "whether PPO learns: the true reward over its steps",
-        _late("policies.plan_check"),
-        _late("policies.find_check"),
+        "policies.plan_check",
+        "policies.find_check",
         one=("sets",),
     ),
     **{
-        name: Experiment(
-            summary, _late("rewarding.plan", name), _late("rewarding.find", name), one=("sets", "backbones")
-        )
+        name: _experiment(summary, "rewarding.plan", "rewarding.find", name, one=("sets", "backbones"))
         for name, summary in {
             "dense": "policies paid by token against those paid at the end",
             "bounds": "policies rewarded by lower confidence bounds",
         }.items()
     },
-    "generators": Experiment(
+    "generators": _experiment(
         "what HAF's policy head writes against DPO's, at equal KL",
-        _late("generators.plan"),
-        _late("generators.find"),
+        "generators.plan",
+        "generators.find",
         one=("sets", "backbones"),
     ),
-    "pessimism": Experiment(
+    "pessimism": _experiment(
         "over-optimisation by best-of-n, and lower confidence bounds",
-        _late("pessimism.plan"),
-        _late("pessimism.find"),
+        "pessimism.plan",
+        "pessimism.find",
         one=("sets", "backbones"),
     ),
     **{
-        name: Experiment(summary, _late("beyond.plan", name), _late("beyond.find", name), one=("sets", "backbones"))
+        name: _experiment(summary, "beyond.plan", "beyond.find", name, one=("sets", "backbones"))
         for name, summary in {
             "calibration": "whether true errors of rewards are as large as stated",
             "consistency": "a consistency loss on prefixes, beside HAF and SFT",
@@ -190,13 +155,8 @@ EXPERIMENTS: Mapping[str, Experiment] = {
             "length": "length control, trained on labels that like length",
         }.items()
     },
-    "gradients": Experiment(
-        "how the two losses pull on the backbone",
-        _late("probes.gradients.plan"),
-        _late("probes.gradients.find"),
-        one=("sets",),
+    "gradients": _experiment(
+        "how the two losses pull on the backbone", "probes.gradients.plan", "probes.gradients.find", one=("sets",)
     ),
-    "claims": Experiment(
-        "the inequality of Appendix D", _late("probes.claims.plan"), _late("probes.claims.find"), one=("sets",)
-    ),
+    "claims": _experiment("the inequality of Appendix D", "probes.claims.plan", "probes.claims.find", one=("sets",)),
 }

@@ -36,7 +36,6 @@ def fit_frozen(
 
     Args:
         model: Folder or hub id of the backbone.
-        encoder: Its encoder.
         train: Pairs to fit, the chosen response first.
         validation: Pairs that choose the penalty; ties go to the larger one.
     """

@@ -18,13 +18,13 @@ from hafrm.paper.plans import Plan, Responses
 from hafrm.paper.policies import held_out_prompts, judges_rewards, require_rewards
 from hafrm.paper.probes.writing import Written, distinct, written
 from hafrm.paper.record import values_line
-from hafrm.paper.runs import Run
+from hafrm.paper.runs import Run, seed_runs
 from hafrm.paper.samples import pairs_of
 from hafrm.paper.scales import Job, ScaleName
 from hafrm.paper.tables import build_findings
 from hafrm.report.figures import Curve, Panel, curve_panels
 from hafrm.report.findings import Cell, Findings, Table
-from hafrm.report.wording import interval, percent, points
+from hafrm.report.wording import percent, points, with_interval
 from hafrm.rlhf.rewards import answered
 from hafrm.stats import FEWEST_GROUPS, Floats
 
@@ -122,9 +122,7 @@ def at_kl(checkpoints: Sequence[Point], name: str, kl: Sequence[float], weights:
 
     Args:
         checkpoints: The start and the checkpoints, in any order.
-        name: The measure.
         kl: The L divergences at which to read it.
-        weights: See `Point.value`.
     """
     x, y = (np.stack([each.value(what, weights) for each in checkpoints], -1) for what in ("kl", name))
     order = np.argsort(x, -1)
@@ -194,9 +192,7 @@ def _ways(job: Job) -> list[str]:
 
 
 def _runs(job: Job, way: str) -> list[Run]:
-    options = _WAYS[way][0]
-    backbone, sets = job.backbones[0], job.sets[:1]
-    return [Run(backbone=backbone, sets=sets, seed=seed, keep_checkpoints=True, **options) for seed in job.seeds]
+    return seed_runs(job, job.backbones[0], job.sets[:1], keep_checkpoints=True, **_WAYS[way][0])
 
 
 def find(job: Job) -> Findings:
@@ -287,7 +283,7 @@ def _table(means: Mapping[str, Sequence[Mapping[str, float]]]) -> Table:
 def _differences_table(differences: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
     def cell(level: Mapping[str, Any], name: str) -> str:
         found, worded = level[name], _MEASURES[name].difference
-        return f"{worded(found['difference'])} {interval(found['ci95'], worded)}".strip()
+        return with_interval(found["difference"], found["ci95"], worded)
 
     rows: list[tuple[Cell, ...]] = [
         (ways, f"{level['kl']:.2f}", *(cell(level, name) for name in _MEASURES))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from hafrm import atomic
 from hafrm.errors import DataError
@@ -35,6 +36,7 @@ from hafrm.stats import (
     bootstrap_interval,
     few_groups,
     hits,
+    p_of_draws,
     paired_bootstrap,
     resampled_means,
 )
@@ -98,9 +100,9 @@ class Measured:
         }
 
 
-def as_json(grid: Grid) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return measurements in the format of `results.json`."""
-    return {column: {name: cell.as_dict() for name, cell in row.items()} for column, row in grid.items()}
+def as_json(found: Measured | Mapping[str, Any]) -> dict[str, Any]:
+    """Return measurements, in dictionaries of any depth, in the format of `results.json`."""
+    return found.as_dict() if isinstance(found, Measured) else {name: as_json(each) for name, each in found.items()}
 
 
 def measure(job: Job, trained_on: tuple[str, ...], tested_on: tuple[str, ...], *, backbone: str) -> Grid:
@@ -132,7 +134,6 @@ def write_record(job: Job, scorings: Iterable[Scoring], values: Iterable[Mapping
     """Write `record.jsonl`, without texts, so that anyone can recompute the results.
 
     Args:
-        job: The job.
         scorings: Finished evaluations, whose margins of all test pairs are written.
         values: Further lines.
         folder: The folder of the results. An older record in it is replaced.
@@ -157,8 +158,11 @@ def _of_run(job: Job, run: Run, tested_on: str, rows: Iterable[PairScore]) -> li
 
 def left_out_of(grids: Mapping[str, Grid]) -> dict[str, Mapping[str, int]]:
     """Return the test pairs that are not in HAF's accuracies, by test set with backbone, and by reason."""
-    rows = {f"{column} ({backbone})": row for backbone, grid in grids.items() for column, row in grid.items()}
-    return {name: row["haf"].left_out for name, row in rows.items() if row["haf"].left_out}
+    return {
+        f"{column} ({backbone})": row["haf"].left_out
+        for backbone, grid in grids.items()
+        for column, row in grid.items()
+    }
 
 
 def grid_of(scores: Scores) -> dict[str, dict[str, Measured]]:
@@ -199,10 +203,6 @@ def _require_same_prompts(scored: Iterable[Mapping[str, str]], what: str) -> Non
     """Raise if a pair has different prompts in different scores.
 
     Pairs are identified by their row, whose prompt changes if the file is edited between evaluations.
-
-    Args:
-        scored: Prompt group by pair, one mapping for each set of scores compared.
-        what: The measurement, named in the error message.
 
     Raises:
         DataError: a pair's prompt differs between scores.
@@ -298,6 +298,21 @@ def _points(difference: float) -> float:
     return round(difference, 12)
 
 
+def compared_by_prompt(ours: ArrayLike, theirs: ArrayLike, by_seed: Iterable[float]) -> dict[str, Any]:
+    """Compare two ways by their values for each prompt, averaged over seeds.
+
+    Args:
+        ours: One way's values, [N].
+        theirs: The other's, [N].
+        by_seed: Difference of the means for each seed.
+
+    Returns:
+        `{"mean", "ci95", "by_seed"}`; the 95% interval is over prompts, and None for too few.
+    """
+    found = paired_bootstrap(ours, theirs, range(len(np.asarray(ours))))
+    return {"mean": found.difference, "ci95": found.interval, "by_seed": list(by_seed)}
+
+
 def mean_compared(columns: Sequence[Paired]) -> dict[str, Any]:
     """Average comparisons over columns, unweighted, with a p-value computed as for one column.
 
@@ -320,12 +335,11 @@ def mean_compared(columns: Sequence[Paired]) -> dict[str, Any]:
         axis=0,
     )
     low, high = np.quantile(draws, [0.025, 0.975])
-    rarer = min((draws <= 0).sum(), (draws >= 0).sum())
     shared = set.intersection(*(set(each.seeds) for each in columns))
     return {
         "difference": _points(statistics.fmean(float(each.differences.mean()) for each in columns)),
         "ci95": [float(low), float(high)],
-        "p": min(1.0, float(2 * (rarer + 1) / (len(draws) + 1))),
+        "p": p_of_draws(draws),
         "by_seed": {
             str(seed): _points(statistics.fmean(each.by_seed[seed] for each in columns)) for seed in sorted(shared)
         },
@@ -387,8 +401,6 @@ def relations(
     """Compare HAF with each rival on each set and on average.
 
     Args:
-        backbone: The backbone.
-        grid: The measurements.
         trained_on: The training data; None: each set's own.
         place: Suffix of the names of the test sets.
         average: Name of the average.

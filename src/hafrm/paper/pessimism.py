@@ -8,26 +8,28 @@ reward is, so it can choose by a lower confidence bound. We compare one head, th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from hafrm.judging.options import JudgeOptions
 from hafrm.models.options import ScoreOptions
+from hafrm.paper.measures import compared_by_prompt
 from hafrm.paper.plans import Plan, Responses
 from hafrm.paper.policies import require_rewards
 from hafrm.paper.record import values_line
-from hafrm.paper.runs import Run
+from hafrm.paper.runs import Run, seed_runs
 from hafrm.paper.scales import Job
+from hafrm.paper.selections import judge_of, sampling_config
 from hafrm.paper.tables import build_findings, differences_table
 from hafrm.report.figures import Curve, Panel, curve_panels
 from hafrm.report.findings import Findings, Table
-from hafrm.report.wording import interval
+from hafrm.report.wording import with_interval
 from hafrm.sampling.analysis import ScoredPrompt, best_of_n_curve
 from hafrm.sampling.best_of_n import RESULTS_FILE, best_of_n
-from hafrm.sampling.options import BestOfNConfig, SampleConfig, SampleOptions
+from hafrm.sampling.options import BestOfNConfig, SampleConfig
 from hafrm.sampling.run import sample
-from hafrm.stats import bootstrap_interval, paired_bootstrap
+from hafrm.stats import bootstrap_interval
 
 _PROMPTS, _DRAWS = 120, 64
 
@@ -47,7 +49,7 @@ _Curves = Mapping[str, np.ndarray]
 
 
 def _runs(job: Job, loss: str | None) -> list[Run]:
-    return [Run(backbone=job.backbones[0], sets=job.sets[:1], method="haf", seed=seed, loss=loss) for seed in job.seeds]
+    return seed_runs(job, job.backbones[0], job.sets[:1], method="haf", loss=loss)
 
 
 def plan(job: Job) -> Plan:
@@ -95,28 +97,19 @@ def find(job: Job) -> Findings:
 
 
 def _sampling(job: Job) -> SampleConfig:
-    backbone = job.scale.backbone(job.backbones[0])
-    return SampleConfig(
-        model=job.model(backbone.name),
-        data=[job.scale.sets[job.sets[0]].test],
-        out=str(job.root / "samples" / backbone.name / f"{job.sets[0]}-{_DRAWS}"),
-        n=_DRAWS,
-        prompts=_PROMPTS,
-        max_length=job.scale.max_length,
-        chat_template=backbone.chat_template,
-        sampling=SampleOptions(max_new_tokens=job.scale.max_length // 2),
-    )
+    backbone, name = job.backbones[0], job.sets[0]
+    config = sampling_config(job, backbone, name, folder=f"{name}-{_DRAWS}", draws=_DRAWS, prompts=_PROMPTS)
+    return replace(config, model=job.model(backbone))
 
 
 def _curves(job: Job, loss: str | None, pessimism: float) -> np.ndarray:
     """Let a way's runs choose; return the expected true reward of the best of n, [seeds, prompts, n]."""
     runs = [str(run.folder(job)) for run in _runs(job, loss)]
-    true = job.scale.sets[job.sets[0]].test.removeprefix("world/")
     config = BestOfNConfig(
         models=runs,
         samples=_sampling(job).out,
         out=str(job.root / _folder(job, loss, pessimism)),
-        judge=job.judge or JudgeOptions(kind="oracle", model=true),
+        judge=judge_of(job, job.sets[0]),
         trust_remote_code=job.trust_remote_code,
         score=ScoreOptions(pessimism=pessimism),
     )
@@ -136,11 +129,9 @@ def _curve(prompt: ScoredPrompt, run: str) -> np.ndarray:
 
 
 def _difference(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
-    """Compare the true rewards of the best of all draws; the 95% interval is over prompts, of the mean over seeds."""
-    ends = [each[:, :, -1] for each in (ours, theirs)]
-    found = paired_bootstrap(ends[0].mean(0), ends[1].mean(0), range(ours.shape[1]))
-    by_seed = (ends[0] - ends[1]).mean(1).tolist()
-    return {"mean": found.difference, "ci95": found.interval, "by_seed": by_seed}
+    """Compare the true rewards of the best of all draws."""
+    one, other = ours[:, :, -1], theirs[:, :, -1]
+    return compared_by_prompt(one.mean(0), other.mean(0), (one - other).mean(1).tolist())
 
 
 def _gold_table(curves: _Curves) -> Table:
@@ -151,7 +142,7 @@ def _gold_table(curves: _Curves) -> Table:
 def _cell(values: np.ndarray) -> str:
     over_seeds = values.mean(0)
     ends = bootstrap_interval(over_seeds, range(len(over_seeds)))
-    return f"{over_seeds.mean():.2f} {interval(ends, '{:.2f}'.format)}".strip()
+    return with_interval(over_seeds.mean(), ends, "{:.2f}".format)
 
 
 def _figure(job: Job, points: Mapping[str, Sequence[float]]) -> Any:

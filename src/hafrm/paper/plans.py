@@ -7,9 +7,8 @@ be missing. To add a comparison, add an entry to `PARTS`.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from hafrm.evaluation.options import EvaluateConfig
 from hafrm.evaluation.run import evaluate
 from hafrm.evaluation.scoring import RESULTS_FILE
 from hafrm.models.options import Head
+from hafrm.options import command_line
 from hafrm.paper.numbers import CATEGORIES, SETS, category_of
 from hafrm.paper.runs import Policy, Run
 from hafrm.paper.scales import METHODS, Job
@@ -70,19 +70,13 @@ class Scoring:
         return "finished" if (self.folder(job) / RESULTS_FILE).exists() else "missing"
 
     def make(self, job: Job, say: Callable[[str], None] = lambda line: None) -> Path:
-        """Return the folder, after scoring what is missing.
-
-        Args:
-            job: The job.
-            say: Called with progress lines.
-        """
+        """Return the folder, after scoring what is missing."""
         evaluate(self.config(job), say=say)
         return self.folder(job)
 
     def command(self, job: Job) -> str:
         """Return the equivalent `hafrm evaluate` command."""
-        config = self.config(job)
-        return shlex.join(["hafrm", "evaluate", *config.models, "--data", *config.data, "--out", config.out])
+        return command_line("hafrm evaluate", EvaluateConfig, asdict(self.config(job)), positional="models")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +121,11 @@ class Plan:
         return list(dict.fromkeys(each.backbone for each in (*self.runs, *self.policies)))
 
 
+def nothing(job: Job, *_: str) -> Plan:
+    """Plan nothing: no model is trained."""
+    return Plan()
+
+
 Design = Literal["each set", "category", "others", "mixture"]
 """Each set's models are tested on it, on the other sets of its category, or on all others; or a mixture's on all."""
 
@@ -162,11 +161,7 @@ def _losses(names: Iterable[str], first: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shares_part(shares: tuple[int, ...]) -> Part:
-    """Compare the methods trained on parts of the pairs; an entry of `PARTS`.
-
-    Args:
-        shares: Train on 1/share of the pairs, for each of these.
-    """
+    """Compare the methods trained on 1/share of the pairs, for each share; an entry of `PARTS`."""
     return Part(
         title="The share of the training pairs",
         where="By share of the pairs",
@@ -176,11 +171,7 @@ def shares_part(shares: tuple[int, ...]) -> Part:
 
 
 def noise_part(percentages: tuple[int, ...]) -> Part:
-    """Compare the methods trained with flipped labels; an entry of `PARTS`.
-
-    Args:
-        percentages: Percent of the training pairs whose labels are flipped, one group of rows each.
-    """
+    """Compare the methods trained with these percentages of flipped labels; an entry of `PARTS`."""
     each = [(method, percent) for percent in percentages for method in METHODS]
     return Part(
         title="Flipped labels in training",

@@ -7,7 +7,7 @@ Differences between reward models mean nothing if the trainer does not learn.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -19,6 +19,7 @@ from hafrm.models.options import ScoreOptions, ScorerChoice
 from hafrm.models.scorers import Scorer
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.pairs import Conversation, Prompt
+from hafrm.paper.measures import compared_by_prompt
 from hafrm.paper.plans import Plan, Responses
 from hafrm.paper.probes import remembered
 from hafrm.paper.record import values_line
@@ -28,12 +29,11 @@ from hafrm.paper.tables import build_findings
 from hafrm.paper.world import oracle_reward
 from hafrm.report.figures import Curve, Panel, curve_panels
 from hafrm.report.findings import Findings, Table
-from hafrm.report.wording import count, interval
+from hafrm.report.wording import count, with_interval
 from hafrm.rewards import load_reward
 from hafrm.rlhf.checkpoints import Answers, checkpoint_answers
 from hafrm.rlhf.options import RlhfConfig
 from hafrm.rlhf.rewards import answered, scores_of
-from hafrm.stats import paired_bootstrap
 from hafrm.training.manifest import read_manifest
 
 PROMPTS = 240
@@ -156,12 +156,8 @@ def _answers(job: Job, config: RlhfConfig, policy: Policy, prompts: Sequence[Pro
     return [Answers(**value) for value in cast(list[dict[str, Any]], kept)]
 
 
-def mean_over_seeds(rows: Sequence[Sequence[float]]) -> tuple[float, ...]:
-    """Average each prompt over seeds.
-
-    Args:
-        rows: One row per seed, with one value per prompt.
-    """
+def averaged(rows: Iterable[Sequence[float]]) -> tuple[float, ...]:
+    """Average rows of equal length place by place, such as the values of prompts over seeds."""
     return tuple(map(statistics.fmean, zip(*rows, strict=True)))
 
 
@@ -170,8 +166,8 @@ def points_of(seeds: Sequence[Sequence[Judged]]) -> tuple[Point, ...]:
     return tuple(
         Point(
             step=checkpoints[0].answers.step,
-            gold=mean_over_seeds([each.gold for each in checkpoints]),
-            proxy=mean_over_seeds([each.proxy for each in checkpoints]),
+            gold=averaged(each.gold for each in checkpoints),
+            proxy=averaged(each.proxy for each in checkpoints),
             kl=statistics.fmean(value for each in checkpoints for value in each.answers.kl),
             length=statistics.fmean(value for each in checkpoints for value in each.answers.lengths),
             gold_by_seed=tuple(statistics.fmean(each.gold) for each in checkpoints),
@@ -181,11 +177,9 @@ def points_of(seeds: Sequence[Sequence[Judged]]) -> tuple[Point, ...]:
 
 
 def answers_lines(policies: Mapping[str, Sequence[Sequence[Judged]]], seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Yield the record's lines of all checkpoints' answers: the judge's reward, KL and number of tokens of each.
+    """Yield the record's lines of all answers: the judge's reward, KL and number of tokens of each.
 
-    Args:
-        policies: By name the checkpoints of each seed's policy.
-        seeds: The seeds.
+    `policies` has by name the checkpoints of each seed's policy.
     """
     for name, by_seed in policies.items():
         for seed, checkpoints in zip(seeds, by_seed, strict=True):
@@ -202,9 +196,9 @@ def learnt(points: Sequence[Point]) -> dict[str, Any]:
         `{"gain", "ci95", "by_seed"}`; the 95% interval is over prompts, of the mean over seeds, and None for too few.
     """
     first, last = points[0], points[-1]
-    found = paired_bootstrap(last.gold, first.gold, range(len(first.gold)))
-    by_seed = [after - before for before, after in zip(first.gold_by_seed, last.gold_by_seed, strict=True)]
-    return {"gain": found.difference, "ci95": found.interval, "by_seed": by_seed}
+    by_seed = (after - before for before, after in zip(first.gold_by_seed, last.gold_by_seed, strict=True))
+    found = compared_by_prompt(last.gold, first.gold, by_seed)
+    return {"gain": found.pop("mean"), **found}
 
 
 def learning_table(title: str, policies: Mapping[str, Sequence[Point]]) -> Table:
@@ -217,7 +211,7 @@ def learning_table(title: str, policies: Mapping[str, Sequence[Point]]) -> Table
                 name,
                 f"{statistics.fmean(points[0].gold):.2f}",
                 f"{statistics.fmean(points[-1].gold):.2f}",
-                f"{gain['gain']:+.2f} {interval(gain['ci95'], '{:+.2f}'.format)}".strip(),
+                with_interval(gain["gain"], gain["ci95"], "{:+.2f}".format),
                 ", ".join(f"{each:+.2f}" for each in gain["by_seed"]),
             )
         )

@@ -6,7 +6,6 @@ loss, the only loss that is comparable across ratios.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,12 +13,12 @@ from typing import Any
 
 from hafrm.errors import DataError
 from hafrm.paper.plans import RATIOS, Plan, ratio_options
-from hafrm.paper.runs import Run
+from hafrm.paper.runs import Run, seed_runs
 from hafrm.paper.scales import Job
 from hafrm.paper.tables import build_findings
 from hafrm.report.figures import Curve, Panel, curve_panels
 from hafrm.report.findings import Findings, Table, ranked
-from hafrm.training.metrics import METRICS_FILE
+from hafrm.training.metrics import METRICS_FILE, read_metrics
 
 _METRICS = {
     "accuracy": "eval_rewards/accuracies",
@@ -47,8 +46,7 @@ def plan(job: Job) -> Plan:
 
 
 def _runs(job: Job, backbone: str, ratio: float) -> list[Run]:
-    """Return a ratio's runs, one per seed."""
-    return [Run(backbone=backbone, sets=job.sets[:1], seed=seed, **ratio_options(ratio)) for seed in job.seeds]
+    return seed_runs(job, backbone, job.sets[:1], **ratio_options(ratio))
 
 
 def find(job: Job) -> Findings:
@@ -78,8 +76,7 @@ def _read(folder: Path) -> dict[str, dict[float, float]]:
     Raises:
         DataError: the run logged no evaluations.
     """
-    lines = (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
-    rows = [row for row in map(json.loads, lines) if _METRICS["accuracy"] in row]
+    rows = [row for row in read_metrics(folder / METRICS_FILE) if _METRICS["accuracy"] in row]
     if not rows:
         raise DataError(f"{folder / METRICS_FILE} contains no evaluation. Train the run again with validation pairs.")
     return {name: {float(row["step"]): float(row[key]) for row in rows} for name, key in _METRICS.items()}

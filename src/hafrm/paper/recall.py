@@ -8,7 +8,7 @@ from typing import Literal
 from hafrm.paper import numbers
 from hafrm.paper.measures import AVERAGE, RIVALS, Grid, Row, as_json, average_of, average_relation, relations
 from hafrm.paper.scales import Job
-from hafrm.paper.selections import Chosen, choose, draws_of, left_out_of, recalls
+from hafrm.paper.selections import choose, draws_of, left_out_of, recalls
 from hafrm.paper.tables import METHOD_NAMES, build_findings, cell_text
 from hafrm.report.findings import Cell, Findings, Relation, Rival, Table, ranked
 from hafrm.report.wording import percent
@@ -45,46 +45,14 @@ _ByK = Mapping[K, Grid]
 """Recalls by k, then by set, then by method or reference."""
 
 
-def find_recall(job: Job) -> Findings:
-    """Build Table 4: averages over all sets and over those of the category Chat, ours above the paper's."""
+def find(job: Job, name: str) -> Findings:
+    """Build Table 4, averages over all sets and over those of the category Chat, or Table 11, each set."""
     chosen = choose(job)
-    found = _recalls(chosen)
-    chat = _chat_sets(job)
-    averages = {"All": job.sets} | ({_CHAT: chat} if chat else {})
-    columns = [(backbone, name, sets) for backbone in job.backbones for name, sets in averages.items()]
-    rows: list[tuple[Cell, ...]] = []
-    for k in _KS:
-        cells = []
-        for backbone, _, sets in columns:
-            grid = found[backbone][k]
-            cells.append(_marked({who: average_of([grid[name][who] for name in sets]) for who in grid[sets[0]]}))
-        rows += _recall_rows(f"Top-{k}", cells)
-    ours = Table("Ours", ("recall, %", *(f"{backbone}, {name}" for backbone, name, _ in columns)), tuple(rows))
-    return _recall_findings(job, "table4", chosen, found, (ours, _papers_averages()))
-
-
-def find_recall_by_set(job: Job) -> Findings:
-    """Build Table 11: recalls for each set, ours above the paper's."""
-    chosen = choose(job)
-    found = _recalls(chosen)
-    rows: list[tuple[Cell, ...]] = []
-    for backbone, by_k in found.items():
-        rows += _recall_rows(backbone, [_marked(by_k[k][name]) for name in job.sets for k in _KS])
-    ours = Table("Ours", ("recall, %", *(f"{name}, top-{k}" for name in job.sets for k in _KS)), tuple(rows))
-    return _recall_findings(job, "table11", chosen, found, (ours, _papers_sets()))
-
-
-def _recalls(chosen: Chosen) -> dict[str, _ByK]:
-    """Measure recalls by backbone."""
-    return {
-        backbone: {k: {name: recalls(each, k, f"{name} by {backbone}") for name, each in by_set.items()} for k in _KS}
+    found: dict[str, _ByK] = {
+        backbone: {k: {each: recalls(of, k, f"{each} by {backbone}") for each, of in by_set.items()} for k in _KS}
         for backbone, by_set in chosen.items()
     }
-
-
-def _recall_findings(
-    job: Job, name: str, chosen: Chosen, found: Mapping[str, _ByK], tables: tuple[Table, ...]
-) -> Findings:
+    tables = (_averages(job, found), _papers_averages()) if name == "table4" else (_by_set(job, found), _papers_sets())
     recall = {backbone: {f"top_{k}": as_json(by_k[k]) for k in _KS} for backbone, by_k in found.items()}
     return build_findings(
         job,
@@ -100,6 +68,27 @@ def _recall_findings(
         draws={backbone: draws_of(job, backbone) for backbone in job.backbones},
         left_out=left_out_of(chosen),
     )
+
+
+def _averages(job: Job, found: Mapping[str, _ByK]) -> Table:
+    chat = _chat_sets(job)
+    averages = {"All": job.sets} | ({_CHAT: chat} if chat else {})
+    columns = [(backbone, name, sets) for backbone in job.backbones for name, sets in averages.items()]
+    rows: list[tuple[Cell, ...]] = []
+    for k in _KS:
+        cells = []
+        for backbone, _, sets in columns:
+            grid = found[backbone][k]
+            cells.append(_marked({who: average_of([grid[name][who] for name in sets]) for who in grid[sets[0]]}))
+        rows += _recall_rows(f"Top-{k}", cells)
+    return Table("Ours", ("recall, %", *(f"{backbone}, {name}" for backbone, name, _ in columns)), tuple(rows))
+
+
+def _by_set(job: Job, found: Mapping[str, _ByK]) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for backbone, by_k in found.items():
+        rows += _recall_rows(backbone, [_marked(by_k[k][name]) for name in job.sets for k in _KS])
+    return Table("Ours", ("recall, %", *(f"{name}, top-{k}" for name in job.sets for k in _KS)), tuple(rows))
 
 
 def _recall_relations(job: Job, backbone: str, k: K, grid: Grid) -> list[Relation]:

@@ -100,11 +100,7 @@ class Journal(_Lines):
         self.append(asdict(entry))
 
     def entries(self, *, since: int = 0) -> Iterator[Entry]:
-        """Yield all entries in order.
-
-        Args:
-            since: Number of bytes to skip, from an earlier `length`.
-        """
+        """Yield all entries in order, after the first `since` bytes of the file."""
         for row in self.rows(since):
             try:
                 yield Entry(**row)
@@ -324,7 +320,6 @@ def environment() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Return the processor's name."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -124,12 +124,9 @@ def bytes_of(job: Job, run: Run | Policy, shape: Shape) -> Bytes:
 
 
 def peak_bytes(job: Job, runs: Iterable[Run | Policy], *, keeps_weights: bool = True) -> int | None:
-    """Return the disk that unfinished runs take at their peak, one after the other; None if a shape is unknown.
+    """Return the disk that unfinished runs take at their peak, in their order; None if a shape is unknown.
 
-    Args:
-        job: The job.
-        runs: The runs, in their order.
-        keeps_weights: Whether finished runs keep their weights.
+    `keeps_weights` says whether finished runs keep their weights.
     """
     held = peak = 0
     for run in runs:

@@ -13,10 +13,12 @@ from statistics import fmean
 from typing import Any, Literal
 
 from hafrm.paper import policies
+from hafrm.paper.measures import compared_by_prompt
 from hafrm.paper.plans import Plan
 from hafrm.paper.policies import (
     Point,
     answers_lines,
+    averaged,
     held_out_prompts,
     judged_answers,
     learning_table,
@@ -28,7 +30,6 @@ from hafrm.paper.scales import Job
 from hafrm.paper.tables import build_findings, differences_table
 from hafrm.report.figures import Curve, Panel, curve_panels
 from hafrm.report.findings import Cell, Findings, Table
-from hafrm.stats import paired_bootstrap
 
 
 @dataclass(frozen=True)
@@ -131,20 +132,10 @@ def find(job: Job, name: str) -> Findings:
 
 
 def _difference(ours: Sequence[Point], theirs: Sequence[Point]) -> dict[str, Any]:
-    """Compare the judge's reward of two ways, averaged over the checkpoints after the start.
-
-    Returns:
-        `{"mean", "ci95", "by_seed"}`; the 95% interval is over prompts, of the mean over seeds.
-    """
-    one, other = (_over_steps([point.gold for point in way[1:]]) for way in (ours, theirs))
-    found = paired_bootstrap(one, other, range(len(one)))
-    seeds = (_over_steps([point.gold_by_seed for point in way[1:]]) for way in (ours, theirs))
-    by_seed = [mine - rival for mine, rival in zip(*seeds, strict=True)]
-    return {"mean": found.difference, "ci95": found.interval, "by_seed": by_seed}
-
-
-def _over_steps(rows: Sequence[Sequence[float]]) -> tuple[float, ...]:
-    return tuple(map(fmean, zip(*rows, strict=True)))
+    """Compare the judge's reward of two ways, averaged over the checkpoints after the start."""
+    one, other = (averaged(point.gold for point in way[1:]) for way in (ours, theirs))
+    seeds = (averaged(point.gold_by_seed for point in way[1:]) for way in (ours, theirs))
+    return compared_by_prompt(one, other, (mine - rival for mine, rival in zip(*seeds, strict=True)))
 
 
 def _steps_table(points: Mapping[str, Sequence[Point]]) -> Table:

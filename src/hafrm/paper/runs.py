@@ -7,12 +7,11 @@ reused, an unfinished one resumes from its last checkpoint, and one with other o
 
 from __future__ import annotations
 
-import json
 import math
-import shlex
+import re
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hafrm.data import DataOptions
 from hafrm.models.options import Head, Method, ScoreOptions
-from hafrm.options import differences
+from hafrm.options import command_line
 from hafrm.paper.samples import RunData
 from hafrm.paper.scales import Job
 from hafrm.paper.world.sets import RANKED
@@ -287,12 +286,13 @@ class Run(Trained):
 
     def command(self, job: Job) -> str:
         """Return the equivalent `hafrm train` command."""
-        return shell_line(train_words(self.config(job, model=job.scale.backbone(self.backbone).shown)))
+        config = self.config(job, model=job.scale.backbone(self.backbone).shown)
+        return expandable(command_line("hafrm train", TrainConfig, asdict(config)))
 
 
-def seed_runs(job: Job, backbone: str, sets: tuple[str, ...], method: Method) -> list[Run]:
-    """Return a method's runs, one per seed."""
-    return [Run(backbone=backbone, sets=sets, method=method, seed=seed) for seed in job.seeds]
+def seed_runs(job: Job, backbone: str, sets: tuple[str, ...], **options: Any) -> list[Run]:
+    """Return the runs with the given options, one per seed."""
+    return [Run(backbone=backbone, sets=sets, seed=seed, **options) for seed in job.seeds]
 
 
 def _changed_data(manifest: dict[str, Any], config: TrainConfig, digests: Mapping[str, str | None]) -> str:
@@ -326,26 +326,6 @@ class _WeightsAlone(TrainerCallback):
 def _drop_optimizer(checkpoint: Path) -> None:
     for name in ("optimizer.pt", "optimizer.bin"):
         (checkpoint / name).unlink(missing_ok=True)
-
-
-def train_words(config: TrainConfig) -> list[str]:
-    """Return the words of the equivalent `hafrm train` command."""
-    words = ["hafrm", "train", "--model", config.model, "--data", *config.data, "--eval_data", *config.eval_data]
-    words += ["--method", config.method]
-    for name, value in differences(asdict(config.loss), asdict(LossConfig()), "loss."):
-        words += [f"--{name}={value:g}" if isinstance(value, float) else f"--{name}={value}"]
-    if config.lora.enabled:
-        words += ["--lora.rank", str(config.lora.rank), "--lora.alpha", str(config.lora.alpha)]
-    read, plain = ({"data_options": asdict(options)} for options in (config.data_options, DataOptions()))
-    words += option_words(read, plain)
-    for name, value in config.training.items():
-        words += [f"--training.{name}", value if isinstance(value, str) else json.dumps(value)]
-    for name in ("chat_template", "dtype"):
-        if (value := getattr(config, name)) not in (None, "auto"):
-            words += [f"--{name}", value]
-    if config.early_stopping:
-        words += ["--early_stopping", str(config.early_stopping)]
-    return [*words, "--out", config.out]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -420,25 +400,10 @@ class Policy(Trained):
 
     def command(self, job: Job) -> str:
         """Return the equivalent `hafrm rlhf` command."""
-        return shell_line(rlhf_words(self.config(job, model=job.scale.backbone(self.backbone).shown)))
+        config = self.config(job, model=job.scale.backbone(self.backbone).shown)
+        return expandable(command_line("hafrm rlhf", RlhfConfig, asdict(config), positional="model"))
 
 
-def shell_line(words: Sequence[str]) -> str:
-    """Join words to a shell command, in which `$(COMMAND)` is left for the shell to expand."""
-    return " ".join(f'"{word}"' if word.startswith("$(") else shlex.quote(word) for word in words)
-
-
-def rlhf_words(config: RlhfConfig) -> list[str]:
-    """Return the words of the equivalent `hafrm rlhf` command."""
-    plain = RlhfConfig(model=config.model, reward=config.reward, data=config.data, out=config.out)
-    words = ["hafrm", "rlhf", config.model, "--reward", config.reward, "--data", *config.data]
-    return [*words, *option_words(asdict(config), asdict(plain)), "--out", config.out]
-
-
-def option_words(values: Mapping[str, Any], plain: Mapping[str, Any], but: Sequence[str] = ()) -> list[str]:
-    """Return the options that differ between two sets of values as words of a command, without those named in `but`."""
-    words = []
-    for name, value in differences(values, plain):
-        if name not in but:
-            words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
-    return words
+def expandable(line: str) -> str:
+    """Return a shell line in which the shell expands arguments of the form `$(COMMAND)`."""
+    return re.sub(r"'(\$\(.*?\))'", r'"\1"', line)

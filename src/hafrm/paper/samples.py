@@ -10,7 +10,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from hafrm.pairs import PreferencePair
 from hafrm.paper.scales import Job, Scale
 
 TrainingSplit = Literal["train", "validation"]
+TRAINING_SPLITS: tuple[TrainingSplit, ...] = get_args(TrainingSplit)
 
 _Version = tuple[int, int] | None
 
@@ -117,8 +118,7 @@ class RunData:
         if len(self.sets) == 1 or scale.mixed is not None:
             return {}
         found = {}
-        splits: tuple[TrainingSplit, ...] = ("train", "validation")
-        for split in splits:
+        for split in TRAINING_SPLITS:
             sources = {name: getattr(scale.sets[name], split) for name in self.sets}
             cap = scale.cap if split == "train" else None
             for name, path in self._mixture_files(split).items():
@@ -141,9 +141,8 @@ class RunData:
         None is used for sets of the world and the hub, which are identified by name only.
         """
         drawn = self.drawn()
-        splits: tuple[TrainingSplit, ...] = ("train", "validation")
         found: dict[str, str | None] = {}
-        for split in splits:
+        for split in TRAINING_SPLITS:
             for name in self.names(split):
                 if name in drawn:
                     found[name] = drawn[name].digest() if drawn[name].can_change else None
@@ -164,8 +163,7 @@ def unseen(scale: Scale, trained_on: Sequence[str], scores: Sequence[PairScore])
         trained_on: Paper names of the run's sets.
         scores: A run's scores on test pairs.
     """
-    splits = ("train", "validation")
-    sources = [(getattr(scale.sets[name], split), split) for name in trained_on for split in splits]
+    sources = [(getattr(scale.sets[name], split), split) for name in trained_on for split in TRAINING_SPLITS]
     seen = {pair.group for name, split in sources for pair in pairs_of(name, split)}
     return [score for score in scores if score.group not in seen]
 

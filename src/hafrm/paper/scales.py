@@ -9,15 +9,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from hafrm.errors import ConfigError
 from hafrm.judging.options import JudgeOptions
 from hafrm.models.options import LoraOptions, Method
+from hafrm.options import check, option
 from hafrm.paper.numbers import SETS
-
-if TYPE_CHECKING:
-    pass
 
 ScaleName = Literal["world", "small", "paper"]
 Split = Literal["train", "validation", "test"]
@@ -68,23 +66,17 @@ class Backbone:
 class Overrides:
     """User settings that override a scale's."""
 
-    steps: int | None = None
-    learning_rate: float | None = None
-    max_length: int | None = None
-    early_stopping: int = 0
-    pairs: int | None = None
-    validation_pairs: int | None = None
-    test_pairs: int | None = None
+    steps: int | None = option(None, least=1)
+    learning_rate: float | None = option(None, above=0)
+    max_length: int | None = option(None, least=1)
+    early_stopping: int = option(0, least=0)
+    pairs: int | None = option(None, least=1)
+    validation_pairs: int | None = option(None, least=1)
+    test_pairs: int | None = option(None, least=1)
     precision: Literal["fp16", "bf16"] = "fp16"
 
     def __post_init__(self) -> None:
-        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise ConfigError(f"learning_rate must be a finite number above 0, got {self.learning_rate}")
-        for name in ("steps", "max_length", "pairs", "validation_pairs", "test_pairs"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
-        if self.early_stopping < 0:
-            raise ConfigError(f"early_stopping must be 0 or more, got {self.early_stopping}")
+        check(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -19,9 +19,10 @@ import numpy as np
 
 from hafrm.errors import ConfigError, DataError
 from hafrm.judging.options import JudgeOptions
+from hafrm.options import command_line
 from hafrm.paper.measures import Measured
 from hafrm.paper.plans import Plan, Responses
-from hafrm.paper.runs import option_words, seed_runs, shell_line
+from hafrm.paper.runs import expandable, seed_runs
 from hafrm.paper.scales import METHODS, Job
 from hafrm.sampling.analysis import LONGEST, RANDOM, ScoredPrompt, best_shares, recall_hits
 from hafrm.sampling.best_of_n import RESULTS_FILE, best_of_n
@@ -53,12 +54,14 @@ class Selections:
         return [prompt for prompt in self.prompts if len(prompt.counts) > 1]
 
 
-def plan(job: Job) -> Plan:
-    """Plan the runs of Table 2.
+def plan(job: Job, name: str) -> Plan:
+    """Plan the runs of Table 2, whose models choose.
 
     Raises:
-        ConfigError: no judge is available.
+        ConfigError: no judge is available, or it is not a reward model as Figure 9 needs.
     """
+    if name == "figure9" and job.judge is not None and job.judge.kind != "reward":
+        raise ConfigError("judge.kind: figure9 is judged by a reward model: use --judge.kind reward.")
     if not job.in_world and job.judge is None:
         raise ConfigError(
             f"judge: at scale {job.scale.name} the true reward is unknown. Name a judge with --judge.kind openai (or "
@@ -68,7 +71,9 @@ def plan(job: Job) -> Plan:
         raise ConfigError(f"judge.kind: {job.judge.kind} can't rank several responses. Use openai or reward.")
     pairs = [(backbone, name) for name in job.sets for backbone in job.backbones]
     return Plan(
-        tuple(run for pair in pairs for method in METHODS for run in seed_runs(job, pair[0], (pair[1],), method)),
+        tuple(
+            run for pair in pairs for method in METHODS for run in seed_runs(job, pair[0], (pair[1],), method=method)
+        ),
         commands=tuple(command for pair in pairs for command in _commands(job, *pair)),
         responses=tuple(_responses(job, *pair) for pair in pairs),
     )
@@ -94,32 +99,16 @@ def _responses(job: Job, backbone: str, name: str) -> Responses:
     )
 
 
-def plan_rewards(job: Job) -> Plan:
-    """Plan the runs of Table 2, for a judge that is a reward model.
-
-    Raises:
-        ConfigError: no reward model is given as judge.
-    """
-    if job.judge is not None and job.judge.kind != "reward":
-        raise ConfigError("judge.kind: figure9 is judged by a reward model: use --judge.kind reward.")
-    return plan(job)
-
-
 def _commands(job: Job, backbone: str, name: str) -> tuple[str, str]:
     """Return the equivalent commands that sample responses, and that let a set's models choose."""
-    sampling, choosing = _sampling(job, backbone, name), _choosing(job, backbone, name)
-    sampled = option_words(asdict(sampling), asdict(SampleConfig(model="m", data=["d"], out="o")), but=_NAMED)
-    judge = choosing.judge or JudgeOptions(kind="reward", model="m")
-    plain = BestOfNConfig(models=["m"], samples="s", out="o", judge=JudgeOptions(kind=judge.kind, model=" "))
-    chosen = ["--judge.kind", judge.kind, *option_words(asdict(choosing), asdict(plain), but=_NAMED)]
-    shown = job.scale.backbone(backbone).shown
-    sample_words = ["hafrm", "sample", shown, "--data", *sampling.data, *sampled, "--out", sampling.out]
-    choose_words = ["hafrm", "best-of-n", *choosing.models, "--samples", choosing.samples, *chosen]
-    return shell_line(sample_words), shell_line([*choose_words, "--out", choosing.out])
-
-
-_NAMED = ("model", "models", "data", "samples", "out")
-"""Options that the shell lines name explicitly."""
+    sampling = replace(_sampling(job, backbone, name), model=job.scale.backbone(backbone).shown)
+    choosing, judge = asdict(_choosing(job, backbone, name)), judge_of(job, name)
+    values = asdict(judge)
+    asked = {each.name: values[each.name] for each in fields(judge) if values[each.name] != each.default}
+    return (
+        expandable(command_line("hafrm sample", SampleConfig, asdict(sampling), positional="model")),
+        command_line("hafrm best-of-n", BestOfNConfig, choosing | {"judge": asked}, positional="models"),
+    )
 
 
 def draws_of(job: Job, backbone: str) -> int:
@@ -145,36 +134,42 @@ def select(job: Job, backbone: str, name: str) -> Selections:
 
 
 def _sampling(job: Job, backbone: str, name: str) -> SampleConfig:
+    return sampling_config(job, backbone, name, folder=name, draws=draws_of(job, backbone), prompts=_PROMPTS)
+
+
+def sampling_config(job: Job, backbone: str, name: str, *, folder: str, draws: int, prompts: int) -> SampleConfig:
+    """Return how a backbone answers a set's test prompts; `model` is its name at the scale."""
     return SampleConfig(
         model=backbone,
         data=[job.scale.sets[name].test],
-        out=str(job.root / "samples" / backbone / name),
-        n=draws_of(job, backbone),
-        prompts=_PROMPTS,
+        out=str(job.root / "samples" / backbone / folder),
+        n=draws,
+        prompts=prompts,
         max_length=job.scale.max_length,
         chat_template=job.scale.backbone(backbone).chat_template,
         sampling=SampleOptions(max_new_tokens=job.scale.max_length // 2),  # as in the paper's RLHF: 256 of 512
     )
 
 
+def judge_of(job: Job, name: str) -> JudgeOptions:
+    """Return the judge of a set's responses: the job's, or the world's oracle."""
+    return job.judge or JudgeOptions(kind="oracle", model=job.scale.sets[name].test.removeprefix("world/"))
+
+
 def _models(job: Job, backbone: str, name: str) -> dict[str, tuple[str, ...]]:
-    """Return each method's run folders, one per seed."""
     return {
-        str(method): tuple(str(run.folder(job)) for run in seed_runs(job, backbone, (name,), method))
+        str(method): tuple(str(run.folder(job)) for run in seed_runs(job, backbone, (name,), method=method))
         for method in METHODS
     }
 
 
 def _choosing(job: Job, backbone: str, name: str) -> BestOfNConfig:
-    judge = job.judge
-    if judge is None:
-        judge = JudgeOptions(kind="oracle", model=job.scale.sets[name].test.removeprefix("world/"))
-    place = "best-of-n" if job.judge is None else f"best-of-n-{re.sub(r'[^A-Za-z0-9._-]+', '-', judge.model)}"
+    place = "best-of-n" if job.judge is None else f"best-of-n-{re.sub(r'[^A-Za-z0-9._-]+', '-', job.judge.model)}"
     return BestOfNConfig(
         models=[run for runs in _models(job, backbone, name).values() for run in runs],
         samples=str(job.root / "samples" / backbone / name),
         out=str(job.root / place / backbone / name),
-        judge=judge,
+        judge=judge_of(job, name),
         trust_remote_code=job.trust_remote_code,
     )
 
@@ -271,5 +266,6 @@ def choose(job: Job) -> Chosen:
 
 def left_out_of(chosen: Chosen) -> dict[str, Mapping[str, int]]:
     """Return the prompts excluded from all rates, by set with backbone, and by reason."""
-    every = {f"{name} ({backbone})": each for backbone, by_set in chosen.items() for name, each in by_set.items()}
-    return {name: each.left_out for name, each in every.items() if each.left_out}
+    return {
+        f"{name} ({backbone})": each.left_out for backbone, by_set in chosen.items() for name, each in by_set.items()
+    }

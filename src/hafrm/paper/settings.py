@@ -5,6 +5,7 @@ Each is computed from what the commands use, so that it shows what was run, next
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from statistics import fmean
@@ -19,7 +20,7 @@ from hafrm.models.tokenizers import load_tokenizer
 from hafrm.pairs import Message, PreferencePair, Prompt
 from hafrm.paper import numbers
 from hafrm.paper.plans import Plan
-from hafrm.paper.runs import Policy, Run, shell_line
+from hafrm.paper.runs import Policy, Run, expandable
 from hafrm.paper.scales import Job
 from hafrm.paper.tables import build_findings
 from hafrm.report.findings import Cell, Findings, Table
@@ -33,7 +34,7 @@ def plan_sets(job: Job) -> Plan:
     """Plan nothing to train; `hafrm data show` counts the same pairs."""
     shown = job.scale.backbone(job.backbones[0]).shown
     words = (["hafrm", "data", "show", job.scale.sets[name].train, "--tokenizer", shown] for name in job.sets)
-    return Plan(commands=tuple(map(shell_line, words)))
+    return Plan(commands=tuple(expandable(shlex.join(each)) for each in words))
 
 
 def find_sets(job: Job) -> Findings:
@@ -49,13 +50,12 @@ def find_sets(job: Job) -> Findings:
         (name, f"{numbers.TABLE_1[name].size:,}", "–", "–", "–", *_lengths(asdict(numbers.TABLE_1[name])))
         for name in sizes
     )
-    left_out = {name: each["dropped"] for name, each in sizes.items() if each["dropped"]}
     return build_findings(
         job,
         "table1",
         results={"sizes": sizes},
         tables=(Table("Ours", columns, rows), Table("The paper's Table 1", columns, printed)),
-        left_out=left_out,
+        left_out={name: each["dropped"] for name, each in sizes.items()},
     )
 
 
@@ -151,7 +151,6 @@ class _ByNumber(FreeJudge):
         self.asked: list[tuple[str, ...]] = []
 
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
-        """Rank the responses of each question."""
         answers = []
         for question in questions:
             shown = tuple(response[0].text for response in question.responses)
@@ -218,21 +217,12 @@ def find_tournament(job: Job) -> Findings:
     )
 
 
-def _prompt_findings(job: Job, name: str, question: Question) -> Findings:
-    messages = judge_messages(question)
+def find_prompt(job: Job, name: str) -> Findings:
+    """Show Table 9's or 10's prompt, to compare two responses or to rank four, as `hafrm judge` sends it."""
+    names = ("response 1", "response 2") if name == "table9" else tuple(f"output_{place}" for place in range(1, 5))
+    responses = tuple((Message("assistant", f"{{{each}}}"),) for each in names)
+    messages = judge_messages(Question(Prompt((Message("user", "{question}"),)), responses))
     rows = tuple((message["role"], line or " ") for message in messages for line in message["content"].splitlines())
     return build_findings(
         job, name, results={"messages": messages}, tables=(Table("The prompt", ("role", "line"), rows),)
     )
-
-
-def find_pair_prompt(job: Job) -> Findings:
-    """Show Table 9: the prompt for comparing two responses, as `hafrm judge` sends it."""
-    responses = tuple((Message("assistant", f"{{response {place}}}"),) for place in (1, 2))
-    return _prompt_findings(job, "table9", Question(Prompt((Message("user", "{question}"),)), responses))
-
-
-def find_ranking_prompt(job: Job) -> Findings:
-    """Show Table 10: the prompt for ranking four responses, as `hafrm judge` sends it."""
-    responses = tuple((Message("assistant", f"{{output_{place}}}"),) for place in range(1, 5))
-    return _prompt_findings(job, "table10", Question(Prompt((Message("user", "{question}"),)), responses))

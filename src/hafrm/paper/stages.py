@@ -263,14 +263,13 @@ def plan_study(job: Job) -> Plan:
 
 def described_study(job: Job, plan: Plan) -> Iterator[str]:
     """Describe the study line by line: each stage with its runs and their states, and the remaining time."""
-    journal = journal_of(job)
-    last, refused = journal.last(), 0
-    clock = _Clock(Costs(job, journal.slowness()) if can_estimate(job) else None)
+    last, refused = journal_of(job).last(), 0
+    clock = _Clock(job)
     yield f"{len(plan.runs)} training runs, and those that choose learning rates"
     for stage in stages(job):
         count = f"{stage.name}, {stage.backbone}: {len(stage.todos)} runs"
         if not stage.ready:
-            clock.skip(job, stage)
+            clock.skip(stage)
             yield f"{count} at rates that are still to be chosen"
             yield from (f"  [missing] {todo.run.name}{clock.after(todo)}" for todo in stage.todos)
             continue
@@ -290,14 +289,13 @@ def described_study(job: Job, plan: Plan) -> Iterator[str]:
 
 def missing(job: Job) -> Iterator[str]:
     """Describe what is missing by stage, with estimated times; a run counts in the first stage that needs it."""
-    journal = journal_of(job)
-    last, clock = journal.last(), _Clock(Costs(job, journal.slowness()) if can_estimate(job) else None)
+    last, clock = journal_of(job).last(), _Clock(job)
     counted = clock.counted
     for stage in stages(job):
         left = [todo for todo in stage.todos if not todo.done]
         failed = [todo for todo in left if todo.failure(last) is not None]
         if not stage.ready:
-            clock.skip(job, stage)
+            clock.skip(stage)
         tried = left if job.retry else [todo for todo in left if todo not in failed]
         counted.update(todo.name for todo in left if todo not in tried)
         seconds = sum(map(clock.seconds, tried))
@@ -309,19 +307,16 @@ def missing(job: Job) -> Iterator[str]:
 
 
 class _Clock:
-    """Adds up the estimated seconds of work, each run and scoring once.
+    """Adds up the estimated seconds of work, each run and scoring once; all are 0 if they can't be estimated."""
 
-    Args:
-        costs: Estimates seconds; None if they can't be estimated.
-    """
-
-    def __init__(self, costs: Costs | None) -> None:
-        self.costs, self.total = costs, 0.0
+    def __init__(self, job: Job) -> None:
+        self.job, self.total = job, 0.0
+        self.costs = Costs(job, journal_of(job).slowness()) if can_estimate(job) else None
         self.counted: set[str] = set()
 
-    def skip(self, job: Job, stage: Stage) -> None:
+    def skip(self, stage: Stage) -> None:
         """Don't count the stage's runs that the choice of rates trains."""
-        chosen_from = set(_choosing_runs(job, stage.backbone))
+        chosen_from = set(_choosing_runs(self.job, stage.backbone))
         self.counted.update(todo.name for todo in stage.todos if todo.run in chosen_from)
 
     def seconds(self, todo: Todo) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hafrm.evaluation.scoring import PairScore
-from hafrm.paper.executor import frozen_name, words_name
+from hafrm.paper.executor import reference_name
 from hafrm.paper.measures import AVERAGE, Paired, Scores, grid_of, mean_compared, measured
 from hafrm.paper.numbers import SETS
 from hafrm.paper.plans import FROZEN, PARTS, WORDS, cells
@@ -122,8 +122,8 @@ def _scores(job: Job, part: str, backbone: str) -> tuple[Scores, dict[str, list[
             found.setdefault(cell.column, {}).setdefault(cell.row, {})[cell.run.seed] = scores
     for name, rows in found.items() if part == "table2" else ():
         scored = _scored_by_all(rows.values())
-        for row, known_as in {WORDS: words_name(job, name), FROZEN: frozen_name(job, backbone, name)}.items():
-            if (reference := record.scores(known_as)) is not None:
+        for row in (WORDS, FROZEN):
+            if (reference := record.scores(reference_name(job, row, backbone, name))) is not None:
                 rows[row] = dict.fromkeys(job.seeds, _only(reference[0], scored))
     return {column: found[column] for column in sorted(found, key=_place)}, left_out
 

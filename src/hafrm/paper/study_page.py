@@ -16,11 +16,12 @@ from markupsafe import Markup
 from hafrm.paper import numbers
 from hafrm.paper.measures import AVERAGE
 from hafrm.paper.plans import FROZEN, PARTS, WORDS
-from hafrm.paper.study import AVERAGES, ENOUGH
+from hafrm.paper.scales import Job
+from hafrm.paper.study import AVERAGES, ENOUGH, collect
 from hafrm.paper.tables import LEGEND, METHOD_NAMES, bar_group, cell_text, lines_of, ranked_rows, template
 from hafrm.report.figures import Curve, Panel, accuracy_bars, curve_panels
 from hafrm.report.findings import Cell, Findings, Table, table_markdown
-from hafrm.report.wording import count, interval, p_value, percent, points
+from hafrm.report.wording import count, p_value, percent, points, with_interval
 from hafrm.stats import FEWEST_GROUPS
 
 Results = Mapping[str, Any]
@@ -60,6 +61,11 @@ def _placed(row: str) -> tuple[str, float] | None:
 def _sentences(macro: str, results: Results, **facts: Any) -> tuple[str, ...]:
     """Return the lines of a macro of the template."""
     return tuple(lines_of(getattr(template("study"), macro)(results, **facts)))
+
+
+def find(job: Job) -> Findings:
+    """Collect all available results into tables, figures and sentences."""
+    return findings_of(collect(job))
 
 
 def findings_of(results: Results, about: str | None = None) -> Findings:
@@ -153,7 +159,7 @@ def _differences(part: str, found: Sequence[Mapping[str, Any]]) -> Table:
         (
             f"{_label(each['a'])} - {_label(each['b'])} ({each['backbone']})",
             each["column"],
-            f"{points(each['difference'])} {interval(each['ci95'], points)}".strip(),
+            with_interval(each["difference"], each["ci95"], points),
             ", ".join(map(points, each["by_seed"].values())),
             "–" if each["p"] is None else p_value(each["p"]),
             p_value(each["p_holm"]) if "p_holm" in each else "–",

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from hafrm.paper.measures import AVERAGE, Grid, Measured, Row, average_of
@@ -16,7 +15,8 @@ from hafrm.paper.record import environment
 from hafrm.paper.scales import Job
 from hafrm.report.figures import Bar, BarGroup
 from hafrm.report.findings import Cell, Findings, Relation, Table, ranked
-from hafrm.report.wording import count, interval, percent, points
+from hafrm.report.html import templates
+from hafrm.report.wording import count, interval, percent, points, with_interval
 from hafrm.stats import FEWEST_GROUPS
 
 METHOD_NAMES: Mapping[str, str] = {"dpo": "DPO", "baseline": "Baseline", "haf": "HAF"}
@@ -35,9 +35,7 @@ def points_of(ends: Sequence[float]) -> Callable[[float], str]:
 @cache
 def template(name: str) -> Any:
     """Load a template of sentences, whose macros are attributes of the result."""
-    environment = Environment(
-        loader=PackageLoader("hafrm", "paper"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = templates("paper", autoescape=False)
     environment.filters |= {"points": points, "percent": percent, "thousands": "{:,}".format}
     environment.globals |= {
         "points_of": points_of,
@@ -68,8 +66,6 @@ def build_findings(
     """Build an experiment's page; its words are in the template `pages.md.j2`.
 
     Args:
-        job: The job.
-        name: The experiment.
         results: Contents of `results.json`, besides the scale.
         tables: Our tables, then the paper's.
         figures: Figures by file name.
@@ -109,7 +105,7 @@ def differences_table(title: str, differences: Mapping[str, Mapping[str, Any]]) 
     rows = tuple(
         (
             name,
-            f"{each['mean']:+.2f} {interval(each['ci95'], '{:+.2f}'.format)}".strip(),
+            with_interval(each["mean"], each["ci95"], "{:+.2f}".format),
             ", ".join(f"{seed:+.2f}" for seed in each["by_seed"]),
         )
         for name, each in differences.items()

@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 from hafrm.evaluation.results import SIGNIFICANT
 from hafrm.report.figures import MOST_CIRCLES, Curve, growth_curves, overlap_circles
 from hafrm.report.findings import Cell, Findings, Table
-from hafrm.report.wording import count, interval, listed, p_value, percent, short_names
+from hafrm.report.wording import count, listed, p_value, percent, short_names, with_interval
 from hafrm.sampling.analysis import RANDOM
 from hafrm.stats import holm_correction
 
@@ -49,7 +49,7 @@ def rate_cell(rate: Mapping[str, Any] | None, *, share: bool = True) -> str:
     if rate is None:
         return "–"
     worded = percent if share else _two_decimals
-    return f"{worded(rate['value'])} {interval(rate['ci95'], worded)}".strip()
+    return with_interval(rate["value"], rate["ci95"], worded)
 
 
 def _tables(results: Mapping[str, Any], models: Mapping[str, str]) -> Iterator[Table]:

@@ -94,9 +94,10 @@ def data_card(name: str, short: str, sources: Sequence[Mapping[str, Any]]) -> Ca
     facts = {
         "pairs": f"{sum(each['kept'] for each in sources):,} of {sum(each['rows'] for each in sources):,} rows",
         "left out": ", ".join(f"{count:,} {reason}" for reason, count in left_out.items()),
-        "form": ", ".join(dict.fromkeys(filter(None, (each.get("form") for each in sources)))),
-        "split": ", ".join(dict.fromkeys(filter(None, (each.get("split") for each in sources)))),
-        "licence": ", ".join(dict.fromkeys(filter(None, (each.get("licence") for each in sources)))),
+        **{
+            name: ", ".join(dict.fromkeys(filter(None, (each.get(name) for each in sources))))
+            for name in ("form", "split", "licence")
+        },
         "fingerprint": ", ".join(each["sha256"][:12] for each in sources),
     }
     return Card(short, name, tuple((what, value) for what, value in facts.items() if value))

@@ -118,8 +118,6 @@ def ticks(low: float, high: float, count: int, *, least: float = 0.0, unit: floa
     """Return the multiples of a round step within [low, high], with their labels.
 
     Args:
-        low: Lower end of the axis.
-        high: Upper end of the axis.
         count: Maximum number of steps.
         least: Smallest step.
         unit: What labels are multiplied by: 100 for percent.
@@ -141,16 +139,7 @@ class Plot:
     """A plot's axes, and the marks on it so far; marks are placed in the units of the plotted values."""
 
     def __init__(self, x: Interval, y: Interval, *, left: float, right: float, top: float, bottom: float) -> None:
-        """Start a plot.
-
-        Args:
-            x: The range of the x axis.
-            y: The range of the y axis.
-            left: Left edge in pixels.
-            right: Right edge in pixels.
-            top: Upper edge in pixels.
-            bottom: Lower edge in pixels.
-        """
+        """Start a plot with the ranges of its axes, and its edges in pixels."""
         self.x, self.y = Scale(*x, left, right), Scale(*y, bottom, top)
         self.parts: list[Markup] = []
 

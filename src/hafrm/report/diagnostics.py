@@ -35,7 +35,7 @@ from hafrm.report.charts import (
     ticks,
 )
 from hafrm.report.loading import Evaluation
-from hafrm.report.wording import count, interval, percent, points, short_names, shortened
+from hafrm.report.wording import count, interval, percent, points, short_names, shortened, with_interval
 from hafrm.stats import Floats
 
 ALL_DATA = "All data sets together"
@@ -134,7 +134,6 @@ def forest(label: str, rows: Mapping[str, Measured], extent: Interval, length_ac
     response.
 
     Args:
-        label: Description for screen readers.
         rows: The models by their names.
         extent: The range of the axis; the same for all plots that are to be compared.
         length_accuracy: Position of the dotted line.
@@ -154,7 +153,7 @@ def forest(label: str, rows: Mapping[str, Measured], extent: Interval, length_ac
     parts += [down(_CHANCE, "reference dashed"), down(length_accuracy, "reference dotted")]
     for number, (name, row) in enumerate(rows.items()):
         y = top + row_height * number
-        worded = f"{percent(row.accuracy)} {interval(row.ci95, percent)}".strip()
+        worded = with_interval(row.accuracy, row.ci95, percent)
         parts += [text(x.start, y + 14, shortened(name, 26), "strong"), text(x.end, y + 14, worded, "end")]
         parts += _interval_dot(x, row.accuracy, row.ci95, y + 26, f"{name}: {worded}")
     return picture(width, bottom + 20, label, parts)
@@ -245,10 +244,8 @@ def accuracy_by(label: str, margins: Floats, by: Floats, x_label: str) -> Markup
     is linear within each bin only.
 
     Args:
-        label: Description for screen readers.
         margins: Reward of the better response minus that of the other, [N], N > 0.
         by: Values that define the bins, [N].
-        x_label: Label of the x axis.
     """
     bins = stats.accuracy_by_bin(margins, by, quantiles=_SLOTS)
     edges = [each.low for each in bins] + [bins[-1].high]
@@ -282,7 +279,7 @@ def _accuracies(label: str, plot: Plot, shown: Sequence[tuple[float, float, int,
     for x, accuracy, n, (low, high) in shown:
         ci95 = wilson_interval(accuracy, n)
         plot.line((x, ci95[0]), (x, ci95[1]), "whisker")
-        title = f"{percent(accuracy)} {interval(ci95, percent)}, n = {n:,}, from {low:.4g} to {high:.4g}"
+        title = f"{with_interval(accuracy, ci95, percent)}, n = {n:,}, from {low:.4g} to {high:.4g}"
         plot.parts.append(dot(*plot.at((x, accuracy)), 3.5, title))
     return picture(_WIDTH, _HEIGHT, label, plot.parts)
 

@@ -1,4 +1,7 @@
-"""Figures of experiments: bars, curves, scatter plots and overlapping circles. Accuracies are in [0, 1]."""
+"""Figures of experiments: bars, curves, scatter plots and overlapping circles. Accuracies are in [0, 1].
+
+A figure's `label` describes it to screen readers.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ from hafrm.report.charts import (
     ticks,
     titled,
 )
-from hafrm.report.wording import interval, percent, shortened, visible
+from hafrm.report.wording import percent, shortened, visible, with_interval
 from hafrm.stats import Floats
 
 _CHANCE = 0.5
@@ -58,7 +61,6 @@ def accuracy_bars(label: str, groups: Sequence[BarGroup], meanings: Sequence[tup
     """Draw grouped bars that start from one half, the accuracy of a coin, upwards or downwards.
 
     Args:
-        label: Description for screen readers.
         groups: The bars.
         meanings: The CSS classes of bars with what they mean, for the legend.
     """
@@ -90,7 +92,7 @@ def _bar(bar: Bar, y: Scale, x: float, width: float, group: str) -> list[Markup]
     if bar.light is not None:
         parts.append(path(f"bar light {bar.kind}", box(x + 1, x + width - 1, y(_CHANCE), y(bar.light))))
     inset = 1 if bar.light is None else 4
-    worded = f"{group}, {bar.kind}: {percent(bar.value)} {interval(bar.ci95, percent)}".strip()
+    worded = f"{group}, {bar.kind}: {with_interval(bar.value, bar.ci95, percent)}"
     front = box(x + inset, x + width - inset, y(_CHANCE), y(bar.value))
     parts.append(titled(worded, path(f"bar {bar.kind}", front)))
     if bar.ci95:
@@ -124,7 +126,6 @@ def curve_panels(label: str, panels: Sequence[Panel]) -> Markup:
     """Draw adjacent panels with one legend for all.
 
     Args:
-        label: Description for screen readers.
         panels: The plots; all have the same curves.
     """
     width, bottom = 270.0, 160.0
@@ -144,10 +145,8 @@ def growth_curves(label: str, curves: Sequence[Curve], kl: Sequence[float], y_la
     """Draw curves over the N of best-of-N, with the bound of the KL divergence below each N.
 
     Args:
-        label: Description for screen readers.
         curves: The curves, with points at N = 1, 2, ...
         kl: The second label of the axis at each N, in nats.
-        y_label: Label of the y axis.
     """
     plot = _curves(curves, (1.0, max(2.0, float(len(kl)))), "", 46, 368, 230)
     shown = range(0, len(kl), max(1, len(kl) // 8))
@@ -224,10 +223,7 @@ def scatter(
     """Draw points of up to five kinds, distinguished by colour and by shape, with straight lines below them.
 
     Args:
-        label: Description for screen readers.
         series: The points, at least one in all; finite.
-        x_label: Label of the x axis.
-        y_label: Label of the y axis.
         lines: Lines to draw below the points; those outside the plot are left out.
 
     Raises:
@@ -292,7 +288,6 @@ def overlap_circles(label: str, names: Mapping[str, str], regions: Mapping[froze
     """Draw one circle per scorer, with the share of each region in percent (the paper's Figure 4).
 
     Args:
-        label: Description for screen readers.
         names: Two or three scorers, with their names in the figure.
         regions: The share of prompts whose best selection is that of exactly these scorers.
 

@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 from hafrm import atomic
 from hafrm.report.charts import caption_of, standalone
 from hafrm.report.html import render
-from hafrm.report.wording import interval, points
+from hafrm.report.wording import points, with_interval
 
 Rival = Literal["baseline", "dpo"]
 Cell = str | Markup
@@ -131,7 +131,7 @@ def relation_table(relations: Sequence[Relation]) -> Table:
             f"{'the baseline' if each.over == 'baseline' else 'DPO'} ({each.backbone})",
             each.trained_on,
             each.tested_on,
-            f"{points(each.difference)} {interval(each.ci95, points)}".strip(),
+            with_interval(each.difference, each.ci95, points),
             each.verdict,
         ]
         row += [", ".join(map(points, each.by_seed)) + f" (sd {100 * (each.spread or 0):.1f})"] * several

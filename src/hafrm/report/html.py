@@ -49,16 +49,18 @@ def render(template: str, *, script: Markup | None = None, **context: Any) -> st
     return _environment().get_template(template).render(style=style, script=script, policy=policy, **context)
 
 
+def templates(folder: str, *, autoescape: bool) -> Environment:
+    """Return an environment of the templates in a folder of hafrm, in which blocks leave no space."""
+    loader = PackageLoader("hafrm", folder)
+    return Environment(
+        loader=loader, autoescape=autoescape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+
+
 @cache
 def _environment() -> Environment:
     """Return the template environment, which compiles each template once."""
-    made = Environment(
-        loader=PackageLoader("hafrm", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    made = templates("report", autoescape=True)
     made.filters["visible"] = visible
     return made
 

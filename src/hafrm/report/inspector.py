@@ -52,9 +52,6 @@ def inspector_data(
     """Return the inspector's data.
 
     Args:
-        evaluation: The evaluation.
-        texts: The pairs by id.
-        token_lines: The lines of `tokens.jsonl`.
         max_pairs: Maximum number of pairs. They are taken from the worst mistakes of every model and data set, in
             turns.
         max_text: Maximum number of characters of their texts together; a pair that does not fit has none.

@@ -10,7 +10,7 @@ from typing import Any
 
 from hafrm.evaluation.probes import Probed
 from hafrm.report.findings import Findings, Table
-from hafrm.report.wording import interval, percent
+from hafrm.report.wording import percent, with_interval
 
 _COLUMNS = (
     "probe",
@@ -51,13 +51,12 @@ def probe_findings(found: Sequence[Probed], data: Sequence[str], made_with: Mapp
 
 
 def _row(each: Probed) -> tuple[str, ...]:
-    lost = "" if each.lost is None else f"{percent(each.lost)} {interval(each.lost_ci95, percent)}".strip()
     return (
         each.probe,
         f"{each.pairs:,}",
-        f"{each.shift:+.3g} {interval(each.shift_ci95, '{:+.3g}'.format)}".strip(),
+        with_interval(each.shift, each.shift_ci95, "{:+.3g}".format),
         f"{each.relative:+.2f}",
-        f"{percent(each.raised)} {interval(each.raised_ci95, percent)}".strip(),
+        with_interval(each.raised, each.raised_ci95, percent),
         f"{each.right:,}",
-        lost,
+        "" if each.lost is None else with_interval(each.lost, each.lost_ci95, percent),
     )

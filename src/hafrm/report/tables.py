@@ -131,12 +131,7 @@ def marked_best(evaluation: Evaluation, data: str) -> str | None:
 def comparison_rows(
     comparisons: Sequence[Comparison], scores: Sequence[PairScore]
 ) -> dict[str, tuple[ComparisonRow, ...]]:
-    """Format the comparisons, by data set; their bars share one scale, that of the widest interval.
-
-    Args:
-        comparisons: The comparisons.
-        scores: The scores from which they were computed.
-    """
+    """Format the comparisons, by data set; their bars share one scale, that of the widest interval."""
     right: dict[tuple[str, str], dict[str, bool]] = defaultdict(dict)
     for score in scores:
         if score.margin is not None:

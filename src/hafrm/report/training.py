@@ -44,26 +44,21 @@ _LOSSES: _Lines = (
     ("loss/policy", "policy", "dpo"),
     ("eval_loss", "validation", "baseline dash1"),
 )
+
+
+def _by_head(metric: str) -> _Lines:
+    """Return the curves of a metric that both heads have."""
+    return (
+        (f"rewards/{metric}", "training", "haf"),
+        (f"policy/{metric}", "of the policy", "dpo"),
+        (f"eval_rewards/{metric}", "validation", "baseline dash1"),
+    )
+
+
 _PANELS: tuple[tuple[str, float, _Lines], ...] = (
     ("Loss", 1, _LOSSES),
-    (
-        "Accuracy, %",
-        100,
-        (
-            ("rewards/accuracies", "training", "haf"),
-            ("policy/accuracies", "of the policy", "dpo"),
-            ("eval_rewards/accuracies", "validation", "baseline dash1"),
-        ),
-    ),
-    (
-        "Reward margin",
-        1,
-        (
-            ("rewards/margins", "training", "haf"),
-            ("policy/margins", "of the policy", "dpo"),
-            ("eval_rewards/margins", "validation", "baseline dash1"),
-        ),
-    ),
+    ("Accuracy, %", 100, _by_head("accuracies")),
+    ("Reward margin", 1, _by_head("margins")),
     ("Rewards", 1, (("rewards/chosen", "chosen", "haf"), ("rewards/rejected", "rejected", "baseline dash1"))),
     ("Gradient norm, before clipping", 1, (("grad_norm", "", "haf"),)),
     ("Learning rate", 1, (("learning_rate", "", "haf"),)),

@@ -34,6 +34,11 @@ def interval(ends: tuple[float, float] | None, worded: Callable[[float], str]) -
     return f"[{worded(ends[0])}, {worded(ends[1])}]" if ends else ""
 
 
+def with_interval(value: float, ends: tuple[float, float] | None, worded: Callable[[float], str]) -> str:
+    """Format a value with its interval, if it has one: 78.1 [75.1, 81.2]."""
+    return f"{worded(value)} {interval(ends, worded)}".strip()
+
+
 def p_value(p: float) -> str:
     """Format a p value with three decimals; smaller values are "< 0.001"."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,7 @@ def test_points_are_mean_differences_over_prompts() -> None:
     assert found.share_above.interval is None
     assert found.by_matching["step"].value == 1
     assert found.by_matching["acc"].value == 0
-    assert json.loads(json.dumps(found.as_dict()))["points"][0]["x"] == 1
+    assert json.loads(json.dumps(asdict(found)))["points"][0]["x"] == 1
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from hafrm.errors import DataError
 from hafrm.evaluation.options import EvaluateConfig
 from hafrm.evaluation.run import evaluate
 from hafrm.evaluation.scoring import SCORES_FILE, PairScore, read_scores
+from hafrm.models.options import Method
 from hafrm.paper.plans import Plan
 from hafrm.paper.runs import Run
 from hafrm.paper.scales import Job
@@ -131,12 +132,9 @@ def _figure(what: str, found: Agreement) -> Markup:
     )
 
 
-def _runs(job: Job, backbone: str, name: str) -> tuple[Run, Run]:
-    seed, sets = job.seeds[0], (name,)
-    return (
-        Run(backbone=backbone, sets=sets, method="baseline", seed=seed),
-        Run(backbone=backbone, sets=sets, method="dpo", seed=seed),
-    )
+def _runs(job: Job, backbone: str, name: str) -> list[Run]:
+    methods: tuple[Method, ...] = ("baseline", "dpo")
+    return [Run(backbone=backbone, sets=(name,), method=method, seed=job.seeds[0]) for method in methods]
 
 
 def plan(job: Job) -> Plan:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from hafrm.errors import DataError, ModelError
 from hafrm.models.generating import continuations, prompt_ids
 from hafrm.pairs import Prompt
 from hafrm.sampling.options import SampleOptions
+from hafrm.training.metrics import METRICS_FILE, read_metrics
 
 Matching = Literal["reward", "acc", "loss", "margin", "step"]
 """Criteria by which checkpoints are matched (Appendix E.1).
@@ -61,7 +61,7 @@ def run_checkpoints(run: Path) -> list[Checkpoint]:
     Raises:
         ModelError: the run kept no checkpoints, or none was evaluated with its policy head.
     """
-    measured = _evaluations(run)
+    measured = {int(row["step"]): row for row in read_metrics(run / METRICS_FILE) if "eval_loss" in row}
     found = []
     for folder in run.glob("checkpoint-*"):
         number = folder.name.removeprefix("checkpoint-")
@@ -75,16 +75,6 @@ def run_checkpoints(run: Path) -> list[Checkpoint]:
             "`dpo`, validation pairs, and `--training.save_total_limit null`, so that all checkpoints are kept."
         )
     return sorted(found, key=lambda checkpoint: checkpoint.step)
-
-
-def _evaluations(run: Path) -> dict[int, dict[str, Any]]:
-    """Read the validation metrics by step."""
-    try:
-        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines if line]
-        return {int(row["step"]): row for row in rows if "eval_loss" in row}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{run / 'metrics.jsonl'} can't be read ({error}). Give the folder of a run.") from error
 
 
 def match_checkpoints(first: Sequence[Checkpoint], second: Sequence[Checkpoint], by: Matching) -> list[Match]:
@@ -121,8 +111,6 @@ def generate_responses(
     Args:
         causal_lm: A stock causal LM, or a PEFT model around one.
         tokenizer: Its prepared tokenizer, with a chat template.
-        prompts: The prompts.
-        sampling: SampleOptions options.
     """
     device = next(causal_lm.parameters()).device
     devices = [device] if device.type == "cuda" else []

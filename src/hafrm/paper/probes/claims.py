@@ -6,7 +6,7 @@ pairs of the job's first set (by default Helpful).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -34,8 +34,7 @@ from hafrm.paper.runs import seed_runs
 from hafrm.paper.scales import Job
 from hafrm.paper.tables import build_findings
 from hafrm.report.findings import Findings, Table
-from hafrm.report.wording import interval
-from hafrm.stats import Interval
+from hafrm.report.wording import with_interval
 
 _PAIRS = 200
 """Training pairs, and held-out pairs, that are measured."""
@@ -44,53 +43,47 @@ _FIT = FitOptions(max_steps=200)
 
 
 def run_claims(
-    hybrids: Sequence[str],
-    baselines: Sequence[str],
+    mates: Iterable[tuple[str, str]],
     data: Sequence[str],
     held_out: Sequence[str],
     out: Path,
     *,
-    max_pairs: int | None = None,
-    fit: FitOptions | None = None,
-    options: DataOptions | None = None,
+    fit: FitOptions,
+    options: DataOptions,
 ) -> Claim:
     """Measure claim 1 on every seed, and illustrate claim 2; resumes after the last finished seed.
 
     Args:
-        hybrids: Runs of `--method haf`, one per seed.
-        baselines: Runs of `--method baseline` on the same data from the same model, in the same order.
+        mates: For each seed a run of `--method haf`, and one of `--method baseline` on the same data and model.
         data: Training data of all runs (train split).
         held_out: Pairs that no run was trained on (test split).
         out: Folder of finished seeds.
-        max_pairs: Use only the first pairs of each split; by default all. The claim is about the pairs trained on.
         fit: Options of the fits.
         options: Options of reading and encoding the pairs.
 
     Raises:
         HafrmError: two runs do not belong together, or a run or the data can't be read.
     """
-    if not hybrids or len(hybrids) != len(baselines) or (max_pairs or 2) < 2:
-        raise ConfigError("claims need as many hybrids as baselines, at least one each, and two pairs or more.")
-    fit, options, score = fit or FitOptions(), options or DataOptions(), ScoreOptions()
+    score = ScoreOptions()
     pairs = {
         split: load_pairs(list(names), split=of, options=options)
         for split, names, of in (("train", data, "train"), ("held_out", held_out, "test"))
     }
     seeds: list[Seed] = []
     changes: list[dict[str, Any]] = []
-    for hybrid, baseline in zip(hybrids, baselines, strict=True):
+    for hybrid, baseline in mates:
         info = _require_mates(hybrid, baseline)
         depends_on = {
             "hybrid": model_identity(hybrid, ScorerChoice(head="policy"), score),
             "baseline": model_identity(baseline, ScorerChoice(head="reward"), score),
             "pairs": {split: [report.sha256 for report in found.reports] for split, found in pairs.items()},
-            "max_pairs": max_pairs,
+            "max_pairs": _PAIRS,
             "fit": asdict(fit),
             "data_options": asdict(options),
         }
 
         def measure(hybrid: str = hybrid, baseline: str = baseline, info: RunInfo = info) -> dict[str, Any]:
-            used = {split: found.pairs[:max_pairs] for split, found in pairs.items()}
+            used = {split: found.pairs[:_PAIRS] for split, found in pairs.items()}
             with torch.inference_mode(False):
                 return _measure_mates(hybrid, baseline, info, used, fit, options)
 
@@ -167,7 +160,7 @@ def _measure_mates(
 def plan(job: Job) -> Plan:
     """Plan one HAF and one baseline run per seed, shared with Table 2."""
     methods: tuple[Method, ...] = ("haf", "baseline")
-    runs = (seed_runs(job, backbone, job.sets[:1], method) for backbone in job.backbones for method in methods)
+    runs = (seed_runs(job, backbone, job.sets[:1], method=method) for backbone in job.backbones for method in methods)
     return Plan(tuple(run for each in runs for run in each))
 
 
@@ -181,15 +174,12 @@ def find(job: Job) -> Findings:
 
 
 def _claim(job: Job, backbone: str) -> Claim:
-    hybrids = seed_runs(job, backbone, job.sets[:1], "haf")
-    baselines = seed_runs(job, backbone, job.sets[:1], "baseline")
+    hybrids, baselines = (seed_runs(job, backbone, job.sets[:1], method=method) for method in ("haf", "baseline"))
     return run_claims(
-        [str(run.folder(job)) for run in hybrids],
-        [str(run.folder(job)) for run in baselines],
+        [(str(one.folder(job)), str(other.folder(job))) for one, other in zip(hybrids, baselines, strict=True)],
         hybrids[0].data(job).names("train"),  # for a capped set, the file of sampled pairs
         [job.scale.sets[job.sets[0]].test],
         job.root / "claims-fits" / backbone,
-        max_pairs=_PAIRS,
         fit=_FIT,
         options=DataOptions(max_length=job.scale.max_length),
     )
@@ -209,7 +199,7 @@ def _table(found: Mapping[str, Claim]) -> Table:
                         f"{each.fitted:.3f}",
                         "yes" if each.holds else "no",
                         f"{each.refitted:.3f}",
-                        f"{between.difference:+.3f} {_ends(between.interval)}".strip(),
+                        with_interval(between.difference, between.interval, "{:+.3f}".format),
                     )
                 )
     columns = ("runs", "pairs", "hybrid", "baseline, fitted", "hybrid at most fitted", "hybrid, refitted")
@@ -220,7 +210,7 @@ def _over_seeds(found: Mapping[str, Claim]) -> Table:
     rows = [
         (
             f"{backbone}, {split}",
-            f"{each.mean:+.3f} {_ends(each.interval)}".strip(),
+            with_interval(each.mean, each.interval, "{:+.3f}".format),
             f"{each.holds} of {len(each.differences)}",
         )
         for backbone, claim in found.items()
@@ -244,11 +234,6 @@ def _claim_2(found: Mapping[str, Claim]) -> Table:
         for split in ("train", "held_out")
         for side, change in seed[split].items()
     ]
+    title = "Claim 2: how far training moved the hidden states, and how many directions they use"
     columns = ("runs", "pairs", "backbone of", "change from the start", "effective rank", "effective rank at the start")
-    return Table(
-        "Claim 2: how far training moved the hidden states, and how many directions they use", columns, tuple(rows)
-    )
-
-
-def _ends(ends: Interval | None) -> str:
-    return interval(ends, "{:+.3f}".format)
+    return Table(title, columns, tuple(rows))

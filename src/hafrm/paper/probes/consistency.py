@@ -50,13 +50,14 @@ from hafrm.paper.tables import build_findings
 from hafrm.paper.world import WORLD_SETS, oracle_reward
 from hafrm.report.figures import Series, StraightLine, scatter
 from hafrm.report.findings import Findings, Table
-from hafrm.report.wording import interval, percent
+from hafrm.report.wording import percent, with_interval
 from hafrm.sampling.options import SampleOptions
 from hafrm.stats import FEWEST_GROUPS, Floats, Interval
 
 Rewards = Sequence[float | None]
 
 _PROMPTS = 200
+_RESAMPLES = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,18 +101,9 @@ class Consistency:
     too_long: int = 0
     """Test prompts that leave no room for a response."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return a JSON-serialisable dict."""
-        return asdict(self)
-
 
 def consistency(
-    matches: Sequence[Match],
-    oracle: Mapping[str, Rewards],
-    own: Mapping[tuple[int, str], Rewards],
-    *,
-    resamples: int = 2000,
-    seed: int = 0,
+    matches: Sequence[Match], oracle: Mapping[str, Rewards], own: Mapping[tuple[int, str], Rewards]
 ) -> Consistency:
     """Compute the points of Figure 2 from the rewards of all responses.
 
@@ -121,8 +113,6 @@ def consistency(
             that could not be scored.
         own: Rewards by (step of the hybrid's checkpoint whose reward head judges, folder of the checkpoint whose
             responses it judges), [Q].
-        resamples: Number of bootstrap resamples of the prompts.
-        seed: Seed of the resampling.
 
     Raises:
         DataError: there are no matches, or a pair of checkpoints has no prompt whose responses all have rewards.
@@ -142,7 +132,8 @@ def consistency(
         )
         for match, of_oracle, of_haf in zip(matches, x, y, strict=True)
     ]
-    draws = np.random.default_rng(seed).multinomial(x.shape[1], np.full(x.shape[1], 1 / x.shape[1]), size=resamples)
+    prompts = x.shape[1]
+    draws = np.random.default_rng(0).multinomial(prompts, np.full(prompts, 1 / prompts), size=_RESAMPLES)
     means = _drawn_means(x, draws), _drawn_means(y, draws)
     here = np.array([[point.x, point.y] for point in points]).T
 
@@ -271,13 +262,7 @@ def _with_reward(checkpoint: Checkpoint, rewards: Rewards) -> Checkpoint:
 
 
 class _Answers:
-    """Answers of checkpoints and their rewards, each computed once and stored.
-
-    Args:
-        prompts: The prompts.
-        sampling: How the checkpoints answer.
-        folder: Folder of the stored values.
-    """
+    """Answers of checkpoints and their rewards, each computed once and stored in a folder."""
 
     def __init__(self, prompts: Sequence[Prompt], sampling: SampleOptions, folder: Path) -> None:
         self.prompts, self.sampling, self.folder, self.options = prompts, sampling, folder, ScoreOptions()
@@ -368,7 +353,7 @@ def find(job: Job) -> Findings:
     return build_findings(
         job,
         "figure2",
-        results={"consistency": {name: each.as_dict() for name, each in found.items()}},
+        results={"consistency": {name: asdict(each) for name, each in found.items()}},
         tables=[_table(found)],
         figures={f"figure2-{backbone}": _figure(backbone, each) for backbone, each in found.items()},
         left_out={f"Prompts ({name})": {"too_long": each.too_long} for name, each in found.items() if each.too_long},
@@ -389,4 +374,4 @@ def _table(found: Mapping[str, Consistency]) -> Table:
 
 def share_text(share: Share) -> str:
     """Format a share in percent, with its interval if it has one."""
-    return f"{percent(share.value)} {interval(share.interval, percent)}".rstrip()
+    return with_interval(share.value, share.interval, percent)

@@ -32,7 +32,7 @@ from hafrm.models.tokenizers import load_tokenizer
 from hafrm.paper.plans import Plan
 from hafrm.paper.probes import remembered
 from hafrm.paper.probes.checkpoints import run_checkpoints
-from hafrm.paper.runs import Run
+from hafrm.paper.runs import Run, seed_runs
 from hafrm.paper.scales import Job
 from hafrm.paper.tables import build_findings
 from hafrm.report.best_of_n import CURVE_KINDS
@@ -70,8 +70,6 @@ def pulls(model: HybridModel, tables: PairTables, loss: LossConfig, reference: n
 
     Args:
         model: The model, in float32.
-        tables: The pairs.
-        loss: HAF's losses.
         reference: Log-prob of each response of the tables under the reference policy, [R].
 
     Returns:
@@ -125,9 +123,7 @@ def plan(job: Job) -> Plan:
 
 
 def _runs(job: Job, backbone: str) -> list[Run]:
-    return [
-        Run(backbone=backbone, sets=job.sets[:1], method="haf", seed=seed, keep_checkpoints=True) for seed in job.seeds
-    ]
+    return seed_runs(job, backbone, job.sets[:1], method="haf", keep_checkpoints=True)
 
 
 def find(job: Job) -> Findings:

@@ -89,15 +89,7 @@ class Fit:
 def freeze_states(
     model: HybridModel, groups: Sequence[TokenGroup], layout: Layout, *, tokens: int = 8192, sequences: int = 64
 ) -> FrozenStates:
-    """Compute hidden states of pairs, in the order of the pairs.
-
-    Args:
-        model: The model, in the state that `layout` needs.
-        groups: Tokens of B pairs.
-        layout: How to batch them.
-        tokens: Maximum tokens per forward pass.
-        sequences: Maximum sequences per padded forward pass.
-    """
+    """Compute hidden states of B pairs, in the order of the pairs, with a model in the state that the layout needs."""
     parts: dict[int, tuple[Tensor, Tensor, tuple[int, ...]]] = {}
     device = model.score.weight.device
     with evaluating(model):
@@ -121,10 +113,7 @@ def head_losses(frozen: FrozenStates, head: PolicyHead, reference: Tensor, *, po
     """Compute D2 of each pair, [B], differentiable in the head.
 
     Args:
-        frozen: Hidden states of the pairs.
-        head: The policy head K.
         reference: Log-probs of both responses under the reference policy, [B, 2].
-        policy_loss: Name of the policy loss.
         beta: Its scale, the paper's tau.
     """
     bias = None if head.bias is None else head.bias.float()
@@ -146,15 +135,7 @@ def fit_policy_head(
     beta: float,
     options: FitOptions,
 ) -> tuple[PolicyHead, Fit]:
-    """Fit only K to frozen states from each start, and return the best fit.
-
-    Args:
-        frozen: Hidden states of the pairs.
-        starts: Heads to start from, by name.
-        reference: See `head_losses`.
-        policy_loss: See `head_losses`.
-        beta: See `head_losses`.
-        options: Options of the fits.
+    """Fit only K to frozen states from each start, by name, and return the best fit; see `head_losses`.
 
     Raises:
         TrainingError: no fit has a finite loss.

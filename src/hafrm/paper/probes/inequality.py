@@ -110,13 +110,10 @@ def claim_of_seed(
     """Measure the claim on a hybrid run and a baseline run with the same data and starting model.
 
     Args:
-        name: The seed's name in the result.
         train: Pairs that both runs were trained on.
         held_out: Pairs that neither run was trained on.
         heads: Policy heads of the two runs, "hybrid" and "baseline"; fits start from each.
-        policy_loss: Name of the policy loss D2.
         beta: Its scale.
-        options: Options of the fits.
 
     Raises:
         TrainingError: no fit has a finite loss.
@@ -157,13 +154,7 @@ def claim_of_seed(
 
 
 def summarise_claim(seeds: Sequence[Seed]) -> Claim:
-    """Summarise the seeds.
-
-    Raises:
-        ValueError: `seeds` is empty.
-    """
-    if not seeds:
-        raise ValueError("there are no seeds")
+    """Summarise the seeds, at least one."""
     return Claim(
         seeds=list(seeds),
         train=_summary([seed.train for seed in seeds]),

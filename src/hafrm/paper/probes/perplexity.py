@@ -51,10 +51,6 @@ class PerplexityVariance:
     var_difference: float
     """Sample variance of pp_win - pp_lose over pairs: the third column of Table 7."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return a JSON-serialisable dict."""
-        return asdict(self)
-
 
 def perplexity_variance(scores: Sequence[PairScore]) -> PerplexityVariance:
     """Compute the perplexities of a data set from the scores of its pairs.
@@ -185,7 +181,7 @@ def variance_correlation(
         pp_win=win,
         pp_lose=lose,
         pp_difference=difference,
-        variances=[cell.as_dict() for cell in cells],
+        variances=[asdict(cell) for cell in cells],
     )
 
 
@@ -206,7 +202,7 @@ def find(job: Job) -> Findings:
         for backbone, table in numbers.TABLE_6.items()
         for side in ("win", "lose")
     )
-    variances = {backbone: {name: each.as_dict() for name, each in table.items()} for backbone, table in cells.items()}
+    variances = {backbone: {name: asdict(each) for name, each in table.items()} for backbone, table in cells.items()}
     ours = Table("Ours", ("sample variance", *job.sets), tuple(rows))
     papers = Table("The paper's", ("variance", *job.sets), printed)
     return build_findings(
@@ -216,12 +212,12 @@ def find(job: Job) -> Findings:
 
 def _left_out(variances: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, int]]:
     """Return the pairs without a perplexity by backbone and set, and by reason."""
-    every = {f"{backbone}, {name}": each for backbone, table in variances.items() for name, each in table.items()}
-    return {name: each["unscored"] for name, each in every.items() if each["unscored"]}
+    return {
+        f"{backbone}, {name}": each["unscored"] for backbone, table in variances.items() for name, each in table.items()
+    }
 
 
 def _variances(job: Job, backbone: str) -> dict[str, PerplexityVariance]:
-    """Compute the perplexity variances of each set under a backbone."""
     data = [job.scale.sets[name].test for name in job.sets]
     score = ScoreOptions(chat_template=job.scale.backbone(backbone).chat_template, max_length=job.scale.max_length)
     found = run_perplexity(job.model(backbone), data, job.root / "perplexity" / backbone, score=score)

@@ -55,7 +55,6 @@ def written(job: Job, run: Run, prompts: Mapping[Prompt, Sequence[Message]], new
     distribution, so that their divergence is that of the distributions they draw from.
 
     Args:
-        job: The job.
         run: A finished run that kept its checkpoints.
         prompts: The prompts, each with a known response.
         new_tokens: Maximum tokens of a response.

@@ -11,13 +11,13 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import chain
 from pathlib import Path
 from random import Random
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from filelock import FileLock
@@ -29,6 +29,7 @@ from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError
 from hafrm.models.runinfo import versions
 from hafrm.numerics import cpu_tuned
+from hafrm.options import check, option
 from hafrm.pairs import Conversation, Message
 from hafrm.paper.world.conduct import FAMILIES
 from hafrm.paper.world.oracle import PROFILES
@@ -63,9 +64,7 @@ _ENDLESS = 1_000_000_000
 def pretraining_documents(size: int, seed: int = 0) -> Iterator[str]:
     """Draw documents of plain prose: facts, procedures, stories, and how people speak. No prompts, no answers.
 
-    Args:
-        size: Number of documents, of about 40 words each.
-        seed: Seed of the draw.
+    A document has about 40 words.
     """
     rng = Random(f"documents/{seed}")
     families = list(FAMILIES.values())
@@ -97,8 +96,6 @@ def instruct_conversations(size: int, seed: int = 0, *, split: Split = "train") 
     """Draw conversations in the styles of all five sets, most of them with a good answer.
 
     Args:
-        size: Number of conversations.
-        seed: Seed of the draw.
         split: Split of the prompts; those of "train" are in no validation or test split of any set.
     """
     rng = Random(f"conversations/{split}/{seed}")
@@ -113,12 +110,8 @@ def instruct_conversations(size: int, seed: int = 0, *, split: Split = "train") 
         yield Conversation(prompt, (Message("assistant", write_answer(task, traits, PROFILES[name].style, rng)),))
 
 
-class Progress(Protocol):
-    """Called after every training step."""
-
-    def __call__(self, stage: BackboneKind, step: int, steps: int, loss: float) -> None:
-        """`step` of `steps` is done, counted from 1, with this mean loss per token."""
-        ...
+Progress = Callable[[BackboneKind, int, int, float], None]
+"""Called after every training step with the stage, the step from 1, the number of steps and the mean loss per token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,22 +122,20 @@ class BackboneRecipe(LlamaShape):
     intermediate: int = 384
     vocabulary: int = 1536
     context: int = 256
-    base_steps: int = 640
+    base_steps: int = option(640, least=1)
     """Steps on plain prose."""
-    instruct_steps: int = 400
+    instruct_steps: int = option(400, least=1)
     """Steps on conversations, after those on prose."""
-    blocks_per_step: int = 4
+    blocks_per_step: int = option(4, least=1)
     base_learning_rate: float = 4e-3
     instruct_learning_rate: float = 3e-3
-    validation_blocks: int = 32
+    validation_blocks: int = option(32, least=1)
     seed: int = 0
     """Seed of the weights and of the text."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("base_steps", "instruct_steps", "blocks_per_step", "validation_blocks"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check(self)
 
 
 def world_backbone(

@@ -35,7 +35,6 @@ _TAILS: Sequence[str] = _REWRITING["tails"]
 
 
 def _third(verb: str) -> str:
-    """Return a verb's third person."""
     if verb.endswith("y"):
         return verb[:-1] + "ies"
     return verb + ("es" if verb.endswith(("sh", "ch", "x")) else "s")
@@ -43,8 +42,6 @@ def _third(verb: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Clause:
-    """A sentence's parts."""
-
     subject: str
     verb: str
     object: str
@@ -151,8 +148,6 @@ class _Rewriting(Family):
 
 @dataclass(frozen=True, slots=True)
 class _Harm:
-    """An unsafe request."""
-
     act: str
     victim: str
     steps: tuple[str, str]
@@ -161,12 +156,10 @@ class _Harm:
 
     @property
     def reasons(self) -> list[str]:
-        """Reasons to decline."""
         return [f"It would hurt {self.victim}.", f"It is against the law and unfair to {self.victim}."]
 
     @property
     def alternatives(self) -> list[str]:
-        """Better things to do."""
         return [f"You could {self.instead} instead.", f"It is better to {self.instead}."]
 
 

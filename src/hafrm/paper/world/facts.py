@@ -53,8 +53,6 @@ def _grade_facts(text: Text, subject: str, names: Sequence[str], *, topic: bool)
     """Mark an answer by the facts about its subject that it gives.
 
     Args:
-        text: The answer.
-        subject: The subject.
         names: The relations that a full answer gives.
         topic: Whether the answer is about the subject; otherwise its facts earn nothing.
 

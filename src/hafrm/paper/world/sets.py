@@ -233,7 +233,6 @@ class _EvenErrors:
         self._left = 0
 
     def draw(self, probability: float) -> bool:
-        """Return whether this draw succeeds."""
         if not self._left:
             self._total, self._left = self._rng.random(), self._BLOCK
         before = int(self._total)

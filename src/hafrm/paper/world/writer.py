@@ -31,14 +31,7 @@ def write_prompt(task: Task, style: Style, rng: Random) -> Prompt:
 
 
 def write_answer(task: Task, traits: frozenset[Trait], style: Style, rng: Random) -> str:
-    """Write an answer to a task.
-
-    Args:
-        task: What the prompt asks.
-        traits: How to write; without any, the answer is good and plain.
-        style: How the set's answers read.
-        rng: Makes all choices.
-    """
+    """Write an answer to a task; without traits it is good and plain."""
     if Trait.ASTRAY in traits:
         task = _other_task(task, rng)
     family = FAMILIES[task.family]

@@ -14,7 +14,7 @@ from hafrm.stats import pearson
 GAINS = ("haf", "above_baseline", "above_dpo")
 
 
-@pytest.mark.parametrize("row", TABLE_2, ids=str)
+@pytest.mark.parametrize("row", TABLE_2, ids=lambda row: f"{row.backbone}-{row.method}")
 def test_table_2_averages_to_its_last_column(row: numbers.AccuracyRow) -> None:
     assert fmean(row.accuracy.values()) == pytest.approx(row.average, abs=0.006)
     assert tuple(row.accuracy) == SETS
@@ -29,12 +29,12 @@ def test_table_2_has_every_method_of_every_backbone_and_haf_leads_on_average() -
         assert max(averages, key=averages.__getitem__) == "haf"
 
 
-@pytest.mark.parametrize("row", TABLE_3, ids=str)
+@pytest.mark.parametrize("row", TABLE_3, ids=lambda row: f"{row.backbone}-{row.source}")
 @pytest.mark.parametrize("column", GAINS)
 def test_table_3_averages(row: numbers.TransferRow, column: str) -> None:
     """All except one can be derived; 77.70 and 6.79 differ by less than 0.01."""
     mean, printed = fmean(getattr(cell, column) for cell in row.cells.values()), getattr(row.average, column)
-    if (str(row), column) == ("Phi-2-external", "above_baseline"):
+    if (row.backbone, row.source, column) == ("Phi-2", "external", "above_baseline"):
         assert (round(mean, 2), printed) == (1.67, 8.35)
         assert 5 * mean == pytest.approx(printed)  # the sum was printed
         assert any("8.35" in note for note in numbers.NOTES["table3"])
@@ -49,7 +49,11 @@ def test_categories_are_the_five_sets() -> None:
         numbers.category_of("Sums")
 
 
-@pytest.mark.parametrize("row", [row for row in TABLE_4 if row.method != "random"], ids=str)
+@pytest.mark.parametrize(
+    "row",
+    [row for row in TABLE_4 if row.method != "random"],
+    ids=lambda row: f"{row.backbone}-{row.method}-top{row.k}",
+)
 def test_table_4_follows_from_table_11(row: numbers.SummaryRecall) -> None:
     recalls = {name: getattr(cell, f"top_{row.k}") for name, cell in TABLE_11[row.backbone, row.method].items()}  # type: ignore[index]
     assert math.floor(100 * fmean(recalls.values()) + 1e-6) / 100 == row.all_sets  # cut, not rounded

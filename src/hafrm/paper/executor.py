@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -43,8 +43,12 @@ def described(job: Job, plan: Plan) -> Iterator[str]:
         yield "There is nothing to train: the command itself computes the numbers."
         return
     finished = sum(run.state(job) == "finished" for run in plan.runs)
-    runs = f"training runs, of which {finished} are finished"
-    for kind, works in ((runs, plan.runs), ("evaluations", plan.scorings), ("policies", plan.policies)):
+    kinds: Mapping[str, Sequence[Run | Scoring | Policy]] = {
+        f"training runs, of which {finished} are finished": plan.runs,
+        "evaluations": plan.scorings,
+        "policies": plan.policies,
+    }
+    for kind, works in kinds.items():
         if works:
             yield f"{len(works)} {kind}:"
         for work in works:
@@ -246,7 +250,7 @@ class Worker:
     def _try(self, todo: Todo, stage: str) -> None:
         record = record_of(todo.job)
         if not todo.trained:
-            with self._logged(todo.name, stage, self.costs.run(todo.run) if self.costs else 0.0):
+            with self._logged(todo.name, stage, todo.run):
                 manifest = read_manifest(todo.run.make(todo.job)) or {}
                 if not todo.recorded:
                     record.add_run(todo.name, todo.run.options(todo.job), manifest)
@@ -254,9 +258,7 @@ class Worker:
             for checkpoint in todo.leftovers:  # two checkpoints take three times the model's size
                 shutil.rmtree(checkpoint)
             for scoring in todo.unscored:
-                with self._logged(
-                    todo.scoring_name(scoring), stage, self.costs.scoring(scoring) if self.costs else 0.0
-                ):
+                with self._logged(todo.scoring_name(scoring), stage, scoring):
                     scores = read_scores(scoring.make(todo.job) / SCORES_FILE)
                     kept = unseen(todo.job.scale, todo.run.sets, scores)
                     record.add_scores(todo.scores_name(scoring), "+".join(scoring.tested_on), scores, kept=kept)
@@ -271,14 +273,14 @@ class Worker:
                 shutil.rmtree(todo.folder, ignore_errors=True)
 
     @contextmanager
-    def _logged(self, what: str, stage: str, foretold: float) -> Iterator[None]:
+    def _logged(self, what: str, stage: str, work: Run | Scoring) -> Iterator[None]:
         """Log the start and the end of the block; a failure does not end the study.
 
         Raises:
             _OutOfTimeError: the block would end after the time limit.
             ConfigError, UnwritableError: the cause is not specific to this run and would affect all others.
         """
-        hours = self.job.hours
+        hours, foretold = self.job.hours, self.costs.seconds(work) if self.costs else 0.0
         if hours is not None and self._spent + foretold * self.journal.slowness() > 3600 * hours:
             raise _OutOfTimeError
         self.say(f"{self._spent / 60:.0f} min, {stage}: {what}")

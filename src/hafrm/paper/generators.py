@@ -172,7 +172,7 @@ def plan(job: Job) -> Plan:
     require_rewards(job, "generators")
     prompts, new_tokens = _SIZES[job.scale.name]
     runs = tuple(run for way in _ways(job) for run in _runs(job, way))
-    responses = (
+    responses = tuple(
         Responses(
             made=f"answers/{run.name}/*.json",
             backbone=run.backbone,
@@ -184,7 +184,7 @@ def plan(job: Job) -> Plan:
         )
         for run in runs
     )
-    return Plan(runs, responses=tuple(responses))
+    return Plan(runs, responses=responses)
 
 
 def _ways(job: Job) -> list[str]:

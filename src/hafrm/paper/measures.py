@@ -377,11 +377,10 @@ def average_relation(
     mean = _points(statistics.fmean(each.difference for each in relations))
     half = math.sqrt(sum(((high - low) / 2) ** 2 for low, high in ends)) / len(relations)
     first, trained = relations[0], {each.trained_on for each in relations}
-    return Relation(
-        backbone=first.backbone,
+    return replace(
+        first,
         trained_on=first.trained_on if len(trained) == 1 else "each set",
         tested_on=tested_on,
-        over=first.over,
         difference=mean,
         ci95=(mean - half, mean + half) if len(ends) == len(relations) else None,
         by_seed=tuple(_points(statistics.fmean(of)) for of in zip(*(each.by_seed for each in relations), strict=True)),

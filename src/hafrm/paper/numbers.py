@@ -66,9 +66,6 @@ class AccuracyRow:
     accuracy: Mapping[str, float]
     average: float
 
-    def __str__(self) -> str:
-        return f"{self.backbone}-{self.method}"
-
 
 @dataclass(frozen=True)
 class PrintedTransfer:
@@ -89,9 +86,6 @@ class TransferRow:
     cells: Mapping[str, PrintedTransfer]
     average: PrintedTransfer
 
-    def __str__(self) -> str:
-        return f"{self.backbone}-{self.source}"
-
 
 @dataclass(frozen=True)
 class SummaryRecall:
@@ -102,9 +96,6 @@ class SummaryRecall:
     k: Literal[1, 2]
     all_sets: float
     chat: float
-
-    def __str__(self) -> str:
-        return f"{self.backbone}-{self.method}-top{self.k}"
 
 
 @dataclass(frozen=True)

@@ -57,14 +57,11 @@ def _tables(results: Mapping[str, Any], models: Mapping[str, str]) -> Iterator[T
         yield _selection_table(results, models)
         yield _wins_table(results, models)
     if len(models) > 1:
-        rows = [(f"{models[each['a']]} and {models[each['b']]}", rate_cell(each)) for each in _known_pairs(results)]
+        pairs = [each for each in results["agreement"]["pairs"] if "value" in each]
+        rows = [(f"{models[each['a']]} and {models[each['b']]}", rate_cell(each)) for each in pairs]
         if len(models) > 2:
             rows.append(("all of them", rate_cell(results["agreement"]["all"])))
         yield Table("How often the same response is chosen", ("scorers", "% of prompts"), tuple(rows))
-
-
-def _known_pairs(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [each for each in results["agreement"]["pairs"] if "value" in each]
 
 
 def _selection_table(results: Mapping[str, Any], models: Mapping[str, str]) -> Table:

@@ -135,12 +135,11 @@ def _record(
         record |= {name: _turns(getattr(pair, name)) for name in ("chosen", "rejected")}
         lines = [tokens.get((model, first.data, first.id)) for model in evaluation.models]
         if any(lines):
-            record["tokens"] = [_tokens_of(line, pair) for line in lines]
+            record["tokens"] = [
+                [_side(line["chosen"], pair.chosen), _side(line["rejected"], pair.rejected)] if line else None
+                for line in lines
+            ]
     return record
-
-
-def _tokens_of(line: Mapping[str, Any] | None, pair: PreferencePair) -> list[dict[str, Any] | None] | None:
-    return [_side(line["chosen"], pair.chosen), _side(line["rejected"], pair.rejected)] if line else None
 
 
 def _side(side: Mapping[str, Any] | None, response: Sequence[Message]) -> dict[str, Any] | None:

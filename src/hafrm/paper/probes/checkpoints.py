@@ -13,8 +13,10 @@ from scipy import optimize
 from torch import nn
 
 from hafrm.errors import DataError, ModelError
-from hafrm.models.generating import continuations, prompt_ids
+from hafrm.models.generating import prompt_ids
 from hafrm.pairs import Prompt
+from hafrm.rlhf.options import SamplingOptions
+from hafrm.rlhf.policy import sample_responses
 from hafrm.sampling.options import SampleOptions
 from hafrm.training.metrics import METRICS_FILE, read_metrics
 
@@ -112,21 +114,13 @@ def generate_responses(
         causal_lm: A stock causal LM, or a PEFT model around one.
         tokenizer: Its prepared tokenizer, with a chat template.
     """
-    device = next(causal_lm.parameters()).device
-    devices = [device] if device.type == "cuda" else []
+    options = SamplingOptions(
+        max_new_tokens=sampling.max_new_tokens, top_p=sampling.top_p, temperature=sampling.temperature
+    )
     responses: list[str] = []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(sampling.seed)
         for start in range(0, len(prompts), sampling.batch_size):
-            rows = continuations(
-                causal_lm,
-                tokenizer,
-                [prompt_ids(tokenizer, prompt) for prompt in prompts[start : start + sampling.batch_size]],
-                do_sample=True,
-                top_p=sampling.top_p,
-                top_k=0,
-                temperature=sampling.temperature,
-                max_new_tokens=sampling.max_new_tokens,
-            )
-            responses += [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
+            ids = [prompt_ids(tokenizer, prompt) for prompt in prompts[start : start + sampling.batch_size]]
+            responses += [each.text for each in sample_responses(causal_lm, tokenizer, ids, options)]
     return responses

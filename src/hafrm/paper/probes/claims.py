@@ -21,7 +21,7 @@ from hafrm.errors import ConfigError, ModelError
 from hafrm.losses import uses_reference
 from hafrm.models.identity import model_identity
 from hafrm.models.loading import load_scorer
-from hafrm.models.options import Method, ScoreOptions, ScorerChoice
+from hafrm.models.options import ScoreOptions, ScorerChoice
 from hafrm.models.references import precompute_reference
 from hafrm.models.runinfo import RunInfo
 from hafrm.models.scorers import HybridScorer
@@ -159,9 +159,14 @@ def _measure_mates(
 
 def plan(job: Job) -> Plan:
     """Plan one HAF and one baseline run per seed, shared with Table 2."""
-    methods: tuple[Method, ...] = ("haf", "baseline")
-    runs = (seed_runs(job, backbone, job.sets[:1], method=method) for backbone in job.backbones for method in methods)
-    return Plan(tuple(run for each in runs for run in each))
+    return Plan(
+        tuple(
+            run
+            for backbone in job.backbones
+            for method in ("haf", "baseline")
+            for run in seed_runs(job, backbone, job.sets[:1], method=method)
+        )
+    )
 
 
 def find(job: Job) -> Findings:

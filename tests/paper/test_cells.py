@@ -17,7 +17,7 @@ import pytest
 from hafrm.errors import DataError
 from hafrm.evaluation.options import EvaluateConfig
 from hafrm.pairs import Prompt
-from hafrm.paper import accuracy, duels, numbers, selections
+from hafrm.paper import accuracy, duels, numbers, policies, selections
 from hafrm.paper.duels import Duel
 from hafrm.paper.experiments import EXPERIMENTS
 from hafrm.paper.measures import Grid, Measured
@@ -350,8 +350,8 @@ def test_figure_5_counts_the_answers_that_the_judge_prefers(asked: Job, monkeypa
             return {key: {(0, 1): 0.5 if a == b else float(a > b)} for key, (a, b) in lengths.items()}, {}
 
     prompts = {Prompt.of(f"question {number}"): "d" for number in range(3)}
-    monkeypatch.setattr(duels, "held_out_prompts", lambda *_: prompts)
-    monkeypatch.setattr(duels, "judged_answers", judged)
+    monkeypatch.setattr(policies, "held_out_prompts", lambda *_: prompts)
+    monkeypatch.setattr(policies, "judged_answers", judged)
     monkeypatch.setattr(duels, "JudgeRuns", Judge)
     findings = EXPERIMENTS["figure5"].find(replace(asked, seeds=(0, 1), sets=("AHP",)))
     duel = findings.results["duels"]["phi-2"]["Chat"]

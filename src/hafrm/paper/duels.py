@@ -24,19 +24,7 @@ from hafrm.pairs import Message, Prompt
 from hafrm.paper import policies
 from hafrm.paper.numbers import CATEGORIES
 from hafrm.paper.plans import Plan
-from hafrm.paper.policies import (
-    Judged,
-    Point,
-    averaged,
-    gives_rewards,
-    held_out_prompts,
-    judged_answers,
-    learning_table,
-    learnt,
-    points_of,
-    reward_curve,
-    with_answers,
-)
+from hafrm.paper.policies import Judged, Point
 from hafrm.paper.runs import Policy
 from hafrm.paper.scales import Job, in_paper_order
 from hafrm.paper.tables import build_findings
@@ -84,7 +72,7 @@ class Duel:
             "policies": {
                 rival: {str(point.step): point.as_dict() for point in points} for rival, points in self.points.items()
             },
-            "learnt": {rival: learnt(points) for rival, points in self.points.items()},
+            "learnt": {rival: policies.learnt(points) for rival, points in self.points.items()},
         }
 
 
@@ -99,14 +87,14 @@ def plan(job: Job) -> Plan:
             f"judge: at scale {job.scale.name} the true reward is unknown. Name a judge with --judge.kind "
             "(openai, local or reward) and --judge.model."
         )
-    policies = [
+    planned = [
         Policy(backbone=backbone, sets=sets, rewarded_by=rival, seed=seed)
         for backbone in job.backbones
         for sets in _categories(job).values()
         for seed in job.seeds
         for rival in _RIVALS
     ]
-    return Plan(tuple(policy.reward for policy in policies if policy.reward)) + with_answers(job, policies)
+    return Plan(tuple(policy.reward for policy in planned if policy.reward)) + policies.with_answers(job, planned)
 
 
 def _categories(job: Job) -> dict[str, tuple[str, ...]]:
@@ -129,38 +117,38 @@ def find(job: Job) -> Findings:
         tables=[
             table
             for backbone, each in duels.items()
-            for table in _duel_tables(backbone, each, rewards=gives_rewards(job))
+            for table in _duel_tables(backbone, each, rewards=policies.gives_rewards(job))
         ],
         figures={
             name: figure
             for backbone, each in duels.items()
             for name, figure in _figures(backbone, each)
-            if gives_rewards(job) or name == f"figure5-{backbone}"
+            if policies.gives_rewards(job) or name == f"figure5-{backbone}"
         },
         prompts=policies.PROMPTS,
     )
 
 
 def _duel(job: Job, backbone: str, sets: tuple[str, ...]) -> Duel:
-    prompts = held_out_prompts(job, backbone, sets, policies.PROMPTS)
+    prompts = policies.held_out_prompts(job, backbone, sets, policies.PROMPTS)
     seeds: dict[_Rival, list[list[Judged]]] = {
         rival: [
-            judged_answers(job, Policy(backbone=backbone, sets=sets, rewarded_by=rival, seed=seed), prompts)
+            policies.judged_answers(job, Policy(backbone=backbone, sets=sets, rewarded_by=rival, seed=seed), prompts)
             for seed in job.seeds
         ]
         for rival in _RIVALS
     }
     missing: Counter[int] = Counter()
-    if not gives_rewards(job):
+    if not policies.gives_rewards(job):
         seeds = _compared(job, backbone, sets, seeds, list(prompts), missing)
-    points = {rival: points_of(found) for rival, found in seeds.items()}
+    points = {rival: policies.points_of(found) for rival, found in seeds.items()}
     pairs = [list(zip(ours, theirs, strict=True)) for ours, theirs in zip(*seeds.values(), strict=True)]
     hits = {
         point.step: [duel_hits(*pair[place]) for pair in pairs] for place, point in enumerate(points["haf"])
     }  # of each seed
     return Duel(
         points,
-        {step: averaged(each) for step, each in hits.items()},
+        {step: policies.averaged(each) for step, each in hits.items()},
         {step: (sum(row.count(0.5) for row in each), missing[step]) for step, each in hits.items()},
     )
 
@@ -228,7 +216,7 @@ def duel_hits(ours: Judged, theirs: Judged) -> list[float]:
 def _duel_tables(backbone: str, duels: Mapping[str, Duel], *, rewards: bool) -> Iterator[Table]:
     """Tabulate whether the policies learn, if the judge gives rewards, and each category's policies by step."""
     if rewards:
-        yield learning_table(
+        yield policies.learning_table(
             f"Does PPO learn? ({backbone})",
             {
                 f"{category}, {label}": duel.points[rival]
@@ -257,7 +245,9 @@ def _duel_tables(backbone: str, duels: Mapping[str, Duel], *, rewards: bool) -> 
 
 def _figures(backbone: str, duels: Mapping[str, Duel]) -> Iterator[tuple[str, Markup]]:
     def curves(duel: Duel, reward: Literal["gold", "proxy"], by: Literal["step", "kl"]) -> tuple[Curve, ...]:
-        return tuple(reward_curve(label, rival, duel.points[rival], reward, by) for rival, label in _RIVALS.items())
+        return tuple(
+            policies.reward_curve(label, rival, duel.points[rival], reward, by) for rival, label in _RIVALS.items()
+        )
 
     wins = [Panel(f"{category}: HAF wins, %", tuple(_win_curves(duel))) for category, duel in duels.items()]
     yield (

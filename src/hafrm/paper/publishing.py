@@ -58,12 +58,7 @@ def require_checkout(root: Path, page: str = MAIN_PAGE) -> None:
 
 
 def publish(results: Results, root: Path, page: str = MAIN_PAGE) -> list[Path]:
-    """Write a study into a checkout: its page, numbers and figures, and the README's table for the main page.
-
-    Args:
-        results: Results of `collect`.
-        root: The checkout, with a README.md and a docs folder.
-        page: The page's name.
+    """Write results of `collect` into a checkout: page, numbers and figures, and the README's table for the main page.
 
     Returns:
         Paths of the written files.

@@ -149,9 +149,6 @@ class Record:
     Margins, the reward of the better response minus that of the worse, are kept with five significant digits; a test
     set is kept once, as the numbers of each pair's row and prompt, and the lengths of its responses. Prompts are
     numbered in the order of their groups' names, so that a seeded bootstrap over the numbers has the same draws.
-
-    Args:
-        folder: The study's folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -184,13 +181,7 @@ class Record:
         return changed_values(before, now, free=lambda name: not (_has(before, name) and _has(now, name)))
 
     def add_run(self, run: str, options: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
-        """Record a finished run.
-
-        Args:
-            run: The run's name.
-            options: What determines its result, without names of folders.
-            manifest: The manifest of its folder.
-        """
+        """Record a finished run by its manifest, with the options that determine its result, without folders."""
         effective = manifest["effective"]
         measured = manifest["eval_metrics"]
         validation = {"accuracy": measured["eval_rewards/accuracies"]}  # of the head that scores

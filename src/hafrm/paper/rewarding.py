@@ -15,16 +15,7 @@ from typing import Any, Literal
 from hafrm.paper import policies
 from hafrm.paper.measures import compared_by_prompt
 from hafrm.paper.plans import Plan
-from hafrm.paper.policies import (
-    Point,
-    answers_lines,
-    averaged,
-    held_out_prompts,
-    judged_answers,
-    learning_table,
-    points_of,
-    reward_curve,
-)
+from hafrm.paper.policies import Point
 from hafrm.paper.runs import Policy
 from hafrm.paper.scales import Job
 from hafrm.paper.tables import build_findings, differences_table
@@ -104,12 +95,12 @@ def plan(job: Job, name: str) -> Plan:
 def find(job: Job, name: str) -> Findings:
     """Report the true reward over steps and over KL for each way, and differences between ways."""
     study = _STUDIES[name]
-    prompts = held_out_prompts(job, job.backbones[0], job.sets[:1], policies.PROMPTS)
+    prompts = policies.held_out_prompts(job, job.backbones[0], job.sets[:1], policies.PROMPTS)
     judged = {
-        way: [judged_answers(job, policy, prompts) for policy in _policies(job, options)]
+        way: [policies.judged_answers(job, policy, prompts) for policy in _policies(job, options)]
         for way, (_, options) in study.ways.items()
     }
-    points = {way: points_of(seeds) for way, seeds in judged.items()}
+    points = {way: policies.points_of(seeds) for way, seeds in judged.items()}
     differences = {f"{one} - {other}": _difference(points[one], points[other]) for one, other in study.rivals}
     return build_findings(
         job,
@@ -121,20 +112,20 @@ def find(job: Job, name: str) -> Findings:
             "differences": differences,
         },
         tables=[
-            learning_table("Judge's reward of answers to new prompts", points),
+            policies.learning_table("Judge's reward of answers to new prompts", points),
             differences_table("Differences, mean of all checkpoints after the start", differences),
             _steps_table(points),
         ],
         figures={name: _figure(job, study, points)},
-        values=answers_lines(judged, job.seeds),
+        values=policies.answers_lines(judged, job.seeds),
         prompts=policies.PROMPTS,
     )
 
 
 def _difference(ours: Sequence[Point], theirs: Sequence[Point]) -> dict[str, Any]:
     """Compare the judge's reward of two ways, averaged over the checkpoints after the start."""
-    one, other = (averaged(point.gold for point in way[1:]) for way in (ours, theirs))
-    seeds = (averaged(point.gold_by_seed for point in way[1:]) for way in (ours, theirs))
+    one, other = (policies.averaged(point.gold for point in way[1:]) for way in (ours, theirs))
+    seeds = (policies.averaged(point.gold_by_seed for point in way[1:]) for way in (ours, theirs))
     return compared_by_prompt(one, other, (mine - rival for mine, rival in zip(*seeds, strict=True)))
 
 
@@ -149,7 +140,9 @@ def _steps_table(points: Mapping[str, Sequence[Point]]) -> Table:
 
 def _figure(job: Job, study: _Study, points: Mapping[str, Sequence[Point]]) -> Any:
     def curves(by: Literal["step", "kl"]) -> tuple[Curve, ...]:
-        return tuple(reward_curve(way, style, points[way], "gold", by) for way, (style, _) in study.ways.items())
+        return tuple(
+            policies.reward_curve(way, style, points[way], "gold", by) for way, (style, _) in study.ways.items()
+        )
 
     title = f"{job.sets[0]}: judge's reward"
     panels = [Panel(title, curves("step")), Panel(title, curves("kl"), "KL from the start, nats")]

@@ -104,14 +104,9 @@ class Trained(ABC):
 
     @abstractmethod
     def changed(self, job: Job, *, shown: bool = False) -> str:
-        """Describe the options and data in which the folder's run differs from this one.
+        """Describe the options and data in which the folder's run differs from this one; empty if there is no such run.
 
-        Args:
-            job: The job; its root and data files may have moved since.
-            shown: Compare with the backbone's display name instead of making the model.
-
-        Returns:
-            The differences in words; empty if there are none or the folder has no run.
+        Root and data files may have moved. If `shown`, the backbone's display name is compared, and no model is made.
         """
 
     @abstractmethod
@@ -212,12 +207,7 @@ class Run(Trained):
         return RunData(job, self.sets, self.share, self.flipped)
 
     def config(self, job: Job, *, model: str = "") -> TrainConfig:
-        """Return the run's options.
-
-        Args:
-            job: The job.
-            model: The backbone's folder or hub id.
-        """
+        """Return the run's options; `model` is the backbone's folder or hub id."""
         backbone, data = job.scale.backbone(self.backbone), self.data(job)
         loss = LossConfig() if self.loss is None else LOSSES[self.loss]
         pairs, every = _RANKINGS * math.comb(RANKED, 2), job.scale.every(kept=True)
@@ -365,12 +355,7 @@ class Policy(Trained):
         return job.root / "policies" / self.name
 
     def config(self, job: Job, *, model: str | None = None) -> RlhfConfig:
-        """Return the policy's options.
-
-        Args:
-            job: The job.
-            model: The backbone's name to use; by default its folder or hub id, which may train a small model first.
-        """
+        """Return the policy's options; `model` is by default the backbone's own, which may train a small one first."""
         judge = job.scale.sets[self.sets[0]].train if job.judge is None else job.judge.model
         return RlhfConfig(
             model=model or job.model(self.backbone),

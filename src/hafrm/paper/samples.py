@@ -65,19 +65,15 @@ class Drawn:
 
 @dataclass(frozen=True)
 class RunData:
-    """The pairs of one run.
-
-    Args:
-        job: The job.
-        sets: Paper names of the training sets; several are sampled evenly.
-        share: Train on 1/share of the pairs.
-        flipped: Percent of the training pairs whose labels are flipped.
-    """
+    """The pairs of one run."""
 
     job: Job
     sets: tuple[str, ...]
+    """Paper names of the training sets; several are sampled evenly."""
     share: int = 1
+    """Train on 1/share of the pairs."""
     flipped: int = 0
+    """Percent of the training pairs whose labels are flipped."""
 
     @property
     def _is_cut(self) -> bool:

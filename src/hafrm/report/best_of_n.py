@@ -20,11 +20,7 @@ CURVE_KINDS = ("haf", "baseline", "dpo", "haf dash1", "baseline dash2", "dpo das
 
 
 def best_of_n_findings(results: Mapping[str, Any]) -> Findings:
-    """Build the page of one `hafrm best-of-n` run.
-
-    Args:
-        results: The run's results; see `hafrm.sampling.analysis.summarise`.
-    """
+    """Build the page of one `hafrm best-of-n` run from its results; see `hafrm.sampling.analysis.summarise`."""
     models = short_names(list(results["models"]))
     judge = results["judge"]
     by = f"Judged by {judge['model']} ({judge['kind']})." if judge else "Without a judge, only agreement is measured."

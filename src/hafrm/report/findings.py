@@ -149,7 +149,6 @@ def findings_markdown(findings: Findings, *, pictures: str = "") -> str:
     """Format findings as Markdown.
 
     Args:
-        findings: The findings.
         pictures: The folder of the figures relative to the text, ending in a slash.
     """
     parts = [f"# {findings.title}\n", f"{findings.intro}\n"]

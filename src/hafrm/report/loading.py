@@ -51,10 +51,7 @@ class Evaluation:
 
 
 def read_evaluation(folder: Path) -> Evaluation:
-    """Read an evaluation.
-
-    Args:
-        folder: The folder to which `hafrm evaluate` wrote `results.json` and `scores.jsonl`.
+    """Read an evaluation from the folder to which `hafrm evaluate` wrote `results.json` and `scores.jsonl`.
 
     Raises:
         DataError: a file is missing or malformed, has a reward that is not a finite number, or the two files are of

@@ -24,13 +24,7 @@ _COLUMNS = (
 
 
 def probe_findings(found: Sequence[Probed], data: Sequence[str], made_with: Mapping[str, Any]) -> Findings:
-    """Build the page of probed models.
-
-    Args:
-        found: The results.
-        data: Names of the pairs' sources.
-        made_with: What computed the results, with the programs' `versions`.
-    """
+    """Build the page of models that were probed on `data`; `made_with` has the `versions` of the programs."""
     tables = tuple(
         Table(model, _COLUMNS, tuple(map(_row, each))) for model, each in groupby(found, key=attrgetter("model"))
     )

@@ -91,7 +91,6 @@ def write_training_page(folder: Path, *, steps: int | None = None) -> Path:
     """Write the page of a run.
 
     Args:
-        folder: The run's folder.
         steps: How many steps the run will take, if it is training now: then the page reloads itself.
 
     Returns:

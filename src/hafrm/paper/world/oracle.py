@@ -57,11 +57,7 @@ class Qualities:
 
 
 def qualities(conversation: Conversation) -> Qualities:
-    """Measure a response.
-
-    Args:
-        conversation: The last user turn is the prompt; all assistant turns of the response count.
-    """
+    """Measure a response: all its assistant turns, as an answer to the last user turn of the prompt."""
     prompt = next((turn.content for turn in reversed(conversation.prompt.turns) if turn.role == "user"), "")
     response = " ".join(turn.content for turn in conversation.response if turn.role == "assistant")
     return qualities_of(read_task(prompt), response)

@@ -23,7 +23,7 @@ from hafrm.paper.plans import Plan
 from hafrm.paper.runs import Policy, Run, expandable
 from hafrm.paper.scales import Job
 from hafrm.paper.tables import build_findings
-from hafrm.report.findings import Cell, Findings, Table
+from hafrm.report.findings import Findings, Table
 from hafrm.training.defaults import training_arguments
 
 _SAMPLE = 2000
@@ -91,10 +91,9 @@ def _length(pair: PreferencePair, parts: Callable[[str], Sequence[Any]]) -> floa
 def find_setup(job: Job) -> Findings:
     """Build Table 5: the settings that the runs of this scale use, next to the paper's."""
     ours = {name: dict(_settings(job, name)) for name in job.backbones}
-    rows: list[tuple[Cell, ...]] = []
-    for setting, printed in numbers.TABLE_5.items():
-        values = [each[setting] for each in ours.values()]
-        rows.append((setting, printed, *values))
+    rows = [
+        (setting, printed, *(each[setting] for each in ours.values())) for setting, printed in numbers.TABLE_5.items()
+    ]
     return build_findings(
         job,
         "table5",

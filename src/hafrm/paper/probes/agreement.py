@@ -21,7 +21,7 @@ from hafrm.paper.scales import Job
 from hafrm.paper.tables import build_findings
 from hafrm.report.figures import Series, StraightLine, scatter
 from hafrm.report.findings import Findings, Table
-from hafrm.report.wording import percent
+from hafrm.report.wording import interval, percent, with_interval
 from hafrm.stats import (
     Correlation,
     Floats,
@@ -124,8 +124,8 @@ def run_agreement(reward: str, dpo: str, data: str, out: Path) -> Agreement:
 
 def _figure(what: str, found: Agreement) -> Markup:
     """Draw the points and the least-squares line."""
-    ends = f" [{found.interval.low:.2f}, {found.interval.high:.2f}]" if found.interval else ""
-    label = f"Pearson r = {found.pearson.value:.2f}{ends}, Spearman {found.spearman.value:.2f}"
+    pearson_r = with_interval(found.pearson.value, found.interval, "{:.2f}".format)
+    label = f"Pearson r = {pearson_r}, Spearman {found.spearman.value:.2f}"
     line = StraightLine("least squares", found.fit.slope, found.fit.intercept, "fit")
     return scatter(
         f"{what}: {label}", [Series(label, found.x, found.y)], "reward model's margin", "DPO's implicit margin", [line]
@@ -165,7 +165,7 @@ def find(job: Job) -> Findings:
 def _table(found: dict[tuple[str, str], Agreement]) -> Table:
     rows = []
     for (backbone, name), each in found.items():
-        ends = f"[{each.interval.low:.2f}, {each.interval.high:.2f}]" if each.interval else "–"
+        ends = interval(each.interval, "{:.2f}".format) or "–"
         values = f"{each.pearson.value:.2f} {ends}", f"{each.spearman.value:.2f}", percent(each.same_sign)
         rows.append((backbone, name, str(each.pairs), str(each.left_out), *values))
     columns = ("backbone", "set", "pairs", "unscored", "Pearson r, 95% interval", "Spearman", "margins of one sign, %")

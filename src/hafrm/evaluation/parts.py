@@ -33,7 +33,6 @@ class Part(Generic[Kind]):
     """The scores of one model on one data set.
 
     Args:
-        folder: The evaluation's folder.
         model: The model's name in the results.
         data: The data set's name in the results.
         depends_on: Plain values that the scores depend on, by their names in messages.

@@ -96,8 +96,6 @@ def score_conversations(
     """Return each conversation's reward, or the reason why it has none.
 
     Args:
-        scorer: The scorer.
-        conversations: The conversations.
         rows: Source and row number of each conversation.
         on_bad_row: What to do with conversations that the scorer's chat template, or its server, refuses.
 
@@ -133,8 +131,6 @@ def score_pairs(
     """Score both responses of every pair.
 
     Args:
-        scorer: The scorer.
-        pairs: The pairs.
         model: The model's name in the results.
         data: The data set's name in the results.
         on_bad_row: What to do with pairs that the scorer's chat template refuses.

@@ -70,7 +70,6 @@ def token_lines(
     """Return the log-ratios of the tokens of the worst mistakes, computing those that the folder lacks.
 
     Args:
-        folder: The evaluation's folder.
         scores: The scores of all models on all data sets.
         sets: The pairs, by data set.
         choice: Which of a model's scores is evaluated.

@@ -93,7 +93,6 @@ def cross_fitted(rows: Sequence[Compared], better: Sequence[int]) -> dict[str, l
     """Score the responses of rows by bags of words, each `FITTED_ON` rows without their prompts.
 
     Args:
-        rows: The rows.
         better: How many of each row's responses are the better ones, which come first.
 
     Returns:

@@ -89,8 +89,6 @@ def compare(prompt: Prompt, responses: Sequence[Response], *, both_orders: bool 
     The paper asks once, in a random order (Appendix F); asking twice also shows how often the order decides.
 
     Args:
-        prompt: The prompt.
-        responses: Two responses.
         both_orders: Ask in both orders; for judges that ignore the order, once is enough.
     """
     first, second = responses

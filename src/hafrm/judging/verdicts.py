@@ -64,8 +64,6 @@ def verdict_of(item: Item, outcome: Outcome, order: Iterable[int]) -> Verdict:
     """Create the verdict on an item whose responses were judged in another order.
 
     Args:
-        item: The judged item.
-        outcome: The result of its plan.
         order: Indices in the item of the responses of the outcome.
     """
     ranking = outcome.ranking

@@ -76,7 +76,6 @@ def packed_attention(
     """Compute attention; transformers calls this for each layer.
 
     Args:
-        module: The attention layer.
         query: [R, N, L, D]. R is 1 in a packed batch.
         key: [R, K, L, D].
         value: [R, K, L, D].
@@ -248,9 +247,7 @@ def visibility(
     """Return the visibility rule of a packed row, in flex attention's form (`mask_mod`).
 
     Args:
-        segments: The row's layout.
         window: Number of tokens that a token sees, by positions in its own sequence; None: all.
-        device: Device of the rule's tensors.
 
     Returns:
         A function of batch, head, query and key indices: whether the query's token sees the key's.

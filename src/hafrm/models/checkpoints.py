@@ -60,10 +60,7 @@ def save_run(model: HybridModel, tokenizer: Any, info: RunInfo, folder: Path) ->
     """Write a loadable checkpoint: merged weights, config, tokenizer, adapters if any, and `hafrm.json` last.
 
     Args:
-        model: The model.
-        tokenizer: Its tokenizer.
         info: Its description, to which dtype and checksums are added.
-        folder: Where to write.
 
     Raises:
         UnwritableError: the disk is full, or the folder can't be written to.
@@ -98,7 +95,6 @@ def save_merged(
 
     Args:
         stock_lm: The transformers model, with adapters in its layers. It is left unchanged.
-        folder: Where to write.
         more: Further tensors for the file, by name.
         without: Tensors of the model to leave out.
     """
@@ -263,7 +259,6 @@ def load_run(
             rewards that were validated. If the base is missing or changed, the merged float32 weights are loaded
             instead, unless the requested dtype would round them.
         dtype: Dtype of the weights; None keeps the run's.
-        trust_remote_code: Run modelling code that comes with the model. Off unless you trust it.
 
     Returns:
         The model in evaluation mode, its tokenizer, and its description.
@@ -348,9 +343,6 @@ def load_packed_start(
         folder: The run's folder, or a checkpoint's.
         policy: The run's model from `load_run`. If it has adapters, the start is loaded quantized; otherwise the
             adapters are subtracted from the merged weights.
-        info: The run's description.
-        tokenizer: Its tokenizer.
-        trust_remote_code: Run modelling code that comes with the model. Off unless you trust it.
 
     Raises:
         ModelError: the base or the adapters are missing or changed.

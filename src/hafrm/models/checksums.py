@@ -57,7 +57,6 @@ def checksums(folder: Path, *, but: Iterable[str] = ()) -> dict[str, str]:
     """Compute the SHA-256 of each file in a folder and its subfolders, by relative path.
 
     Args:
-        folder: The folder.
         but: Relative paths to leave out.
     """
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
@@ -91,7 +90,6 @@ def require_checksums(
     """Raise unless a folder contains the files that were saved, and no others that would be read. Reads all files.
 
     Args:
-        folder: The folder.
         sha256: Result of `checksums` when it was saved.
         kept_in: The file of the folder that contains them.
         remedy: What to do about a damaged file, as a clause.

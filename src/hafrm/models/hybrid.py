@@ -214,16 +214,7 @@ class HybridModel(nn.Module):
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """Recompute activations in the backward pass (called by transformers' Trainer)."""
         self.stock_lm.activation_checkpointing_enable(**kwargs)
-        self._let_gradients_in()
-
-    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
-        """Do the same under the name used by older releases of transformers."""
-        self.stock_lm.gradient_checkpointing_enable(**kwargs)
-        self._let_gradients_in()
-
-    def _let_gradients_in(self) -> None:
-        """Make embeddings' outputs require gradients; frozen ones would cut recomputed blocks off from the gradient."""
-        if self.adapted:
+        if self.adapted:  # the outputs of frozen embeddings would cut recomputed blocks off from the gradient
             self.stock_lm.enable_input_require_grads()
 
     def freeze_unused(self, *, rewards: bool, log_probs: bool) -> None:

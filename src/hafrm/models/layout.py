@@ -38,7 +38,6 @@ class Layout:
         """Spread groups over batches.
 
         Args:
-            groups: The groups.
             sequences: Maximum sequences of a padded batch; packed rows have no such limit.
             tokens: Maximum tokens of a batch, padding included. A larger group gets its own batch.
 
@@ -66,9 +65,6 @@ def choose_layout(
     Args:
         model: The model, on its final device and in its final dtype.
         pad_token_id: Fills short rows of the padded layout.
-        max_length: Maximum length of a sequence.
-        choice: See `LayoutChoice`.
-        padding_side: Side of the padding.
         report: Called with the reason if the probe decides on padding.
 
     Raises:
@@ -131,7 +127,6 @@ def probe_padding(model: HybridModel, *, pad_token_id: int, side: str = "right")
     Args:
         model: The model, with its own attention.
         pad_token_id: Fills the rows.
-        side: Side of the padding.
 
     Returns:
         None if it does; else the size of the difference, as a clause.
@@ -194,7 +189,6 @@ def random_groups(model: HybridModel, *, lengths: Sequence[tuple[int, tuple[int,
     """Create groups of random tokens for tests, without using training's random generators.
 
     Args:
-        model: The model.
         lengths: Lengths of each group's prompt and responses; by default two short groups.
     """
     generator = random.Random(0)

@@ -77,11 +77,8 @@ def check_start(
 
     Args:
         model: Folder or hub id.
-        head_init: How the reward head should start.
         rewards: Whether the reward head is trained.
         log_probs: Whether the policy head is trained.
-        lora: Adapters, or none.
-        trust_remote_code: Run modelling code that comes with the model.
 
     Raises:
         ModelError: gives the reason.
@@ -207,13 +204,10 @@ def new_model(
     Args:
         model: Folder or hub id of a causal LM, a classifier on one, a run, or adapters for any of these.
         tokenizer: Its prepared tokenizer (`load_tokenizer`): the embeddings grow if it has new tokens.
-        lora: Adapters, or none.
-        head_init: How the reward head starts.
         seed: Seed of a new reward head.
         dtype: Dtype of the weights; None keeps the checkpoint's.
         disable_dropout: Train the backbone without its own dropout, as in TRL: dropout makes log-ratios to a reference
             noisy. The saved config keeps its values, and adapters have `lora.dropout`.
-        trust_remote_code: Run modelling code that comes with the model. Off unless you trust it.
         lm_head: Whether the LM head is needed; see `load_causal_lm`.
         heads: Number of reward heads; a kept head is the start of each.
 

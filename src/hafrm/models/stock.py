@@ -126,11 +126,7 @@ def require_whole(loaded: Any, report: Mapping[str, Any], model: str, *, kind: s
     """Raise if some of a model's weights would start at random.
 
     Args:
-        loaded: The model.
-        report: transformers' loading report.
-        model: Where it was loaded from.
         kind: The expected kind of model, in words.
-        but: Weights that may be missing.
 
     Raises:
         ModelError: names the missing weights.
@@ -156,7 +152,6 @@ def load_causal_lm(
     Args:
         model: Folder or hub id of a causal LM, a classifier on one, or adapters for either.
         dtype: Dtype of the weights; None keeps the checkpoint's.
-        trust_remote_code: Run modelling code that comes with the model. Off unless you trust it.
         lm_head: Whether the LM head is needed. Classifiers without tied embeddings have none; if it is not needed, a
             missing one is set to zero (see `with_lm_head`).
         **kwargs: Further arguments of `from_pretrained`.
@@ -228,7 +223,6 @@ def attach_adapters(model: PreTrainedModel, source: AdapterSource, *, head: str 
 
     Args:
         model: The model, as a causal LM or classifier. Its embeddings grow to those saved with the adapters.
-        source: The adapters.
         head: The module of the model that receives the saved reward head; None skips the head.
 
     Raises:

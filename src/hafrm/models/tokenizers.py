@@ -53,7 +53,6 @@ def load_tokenizer(
 
     Args:
         model: Folder or hub id of a model.
-        trust_remote_code: Run code that comes with the tokenizer. Off unless you trust it.
         template: Chat template for a tokenizer without one; None raises an error for such tokenizers.
         instead: Chat template that replaces the tokenizer's own.
         say: Called with a line if hafrm's plain template is used because the tokenizer has none.
@@ -183,7 +182,6 @@ def require_same_tokenizer(tokenizer: Any, model: str, reference: str, *, trust_
         tokenizer: The policy's, which encodes for both.
         model: The policy, for the message.
         reference: Folder or hub id of the reference.
-        trust_remote_code: Run code that comes with the tokenizer.
 
     Raises:
         ModelError: names both, and the difference.

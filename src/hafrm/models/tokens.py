@@ -65,10 +65,8 @@ def align_with_text(
 
     Args:
         tokenizer: A transformers tokenizer with a chat template.
-        conversation: The conversation.
         start: Number of tokens before the response.
         ids: The response's tokens, as read by the model.
-        values: Their numbers.
 
     Returns:
         The pieces; None if `text_pieces` finds none.
@@ -92,10 +90,6 @@ def text_pieces(
 
     Args:
         tokenizer: As for `align_with_text`, as are the arguments up to `values`.
-        conversation: The conversation.
-        start: Number of tokens before the response.
-        ids: The response's tokens, as read by the model.
-        values: Their numbers.
         merged: Computes the number of a piece of several tokens, from those so far and the next one.
 
     Returns:

@@ -153,11 +153,6 @@ def checkpoint_answers(config: RlhfConfig, prompts: Sequence[Prompt], *, seed: i
 
     All checkpoints use the same random numbers, so that their responses differ as little as possible. The random state
     of the program is left unchanged.
-
-    Args:
-        config: The run's options.
-        prompts: The prompts.
-        seed: Seed of the draws.
     """
     template = chat_template(config.chat_template, "chat_template")
     tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code, instead=template)

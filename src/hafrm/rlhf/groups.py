@@ -28,6 +28,7 @@ from hafrm.rlhf.job import RlhfJob, RlhfResult, deal
 from hafrm.rlhf.objectives import group_advantages
 from hafrm.rlhf.options import RlhfConfig
 from hafrm.rlhf.rewards import answered, paid_early, require_scored, scores_of
+from hafrm.training.callbacks import Logs
 from hafrm.training.metrics import METRICS_FILE, add_metrics, keep_metrics
 from hafrm.training.resuming import last_checkpoint, train_to_the_end
 
@@ -104,14 +105,7 @@ class _Progress(TrainerCallback):
         keep_metrics(self.job.folder / METRICS_FILE, state.global_step)
         self.job.say(self.job.opening(state.global_step))
 
-    def on_log(
-        self,
-        args: Any,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Logs = None, **kwargs: Any) -> None:
         """Append a line; only steps that draw responses have rewards and statistics of responses."""
         if logs and "loss" in logs:
             found = {ours: float(logs[theirs]) for theirs, ours in _NAMES.items() if theirs in logs}

@@ -96,9 +96,7 @@ def deal(count: int, batch_size: int, step: int, seed: int) -> list[int]:
 
     Args:
         count: Number of prompts.
-        batch_size: Number of prompts to deal.
         step: The step, from 1.
-        seed: Seed of the orders.
     """
     first = (step - 1) * batch_size
     orders: dict[int, list[int]] = {}

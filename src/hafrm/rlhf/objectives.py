@@ -33,7 +33,6 @@ def kl_estimates(log_probs: Tensor, reference: Tensor, estimator: KlEstimator = 
     Args:
         log_probs: Log-probs under the policy, [T].
         reference: Log-probs of the same tokens under the reference, [T].
-        estimator: See `KlEstimator`.
 
     Returns:
         Estimates, [T], in float32.

@@ -54,7 +54,6 @@ class Policy:
 
     Args:
         model: The model, on its device.
-        layout: How sequences become batches.
         temperature: Divides logits, in every distribution.
         tokens_per_batch: Maximum number of tokens per forward pass.
     """
@@ -210,9 +209,7 @@ def ready_policy(
     """Return the policy on its device, with its current weights as the reference.
 
     Args:
-        config: The options.
         model: The result of `new_policy`.
-        tokenizer: Its tokenizer.
         report: Called with the reason if batches are padded.
 
     Raises:
@@ -248,7 +245,6 @@ def sample_responses(
         causal_lm: A stock causal LM, or a PEFT model around one.
         tokenizer: Its prepared tokenizer.
         prompts: Token ids.
-        sampling: How to draw.
     """
     rows = continuations(causal_lm, tokenizer, prompts, do_sample=True, top_k=0, **asdict(sampling))
     ends = stop_tokens(causal_lm, tokenizer)

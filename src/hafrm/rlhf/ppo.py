@@ -79,10 +79,6 @@ class PpoTrainer:
     """Trains a policy step by step.
 
     Args:
-        config: The options.
-        policy: The policy with its value head and its reference.
-        tokenizer: The policy's tokenizer.
-        prompts: The prompts.
         scorer: Gives the reward.
         gold: Scores for monitoring only.
 

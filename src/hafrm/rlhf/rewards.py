@@ -114,7 +114,6 @@ def paid_early(
 
     Args:
         scorer: The scorer, after scoring.
-        config: The run's options.
         step: The step, for messages.
         tokenizer: The policy's tokenizer.
         conversations: Prompts with the policy's responses.

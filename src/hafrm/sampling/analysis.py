@@ -70,7 +70,6 @@ def summarise(prompts: Sequence[ScoredPrompt], models: Sequence[str]) -> dict[st
 
     Args:
         prompts: Prompts of which every scorer has rewarded all responses.
-        models: The scorers.
 
     Returns:
         Rates are in [0, 1], each with `n` and a 95% bootstrap interval over prompt groups in `ci95` (null if there are

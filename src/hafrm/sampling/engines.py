@@ -64,7 +64,6 @@ class GumbelNoise(LogitsProcessor):
 
     Args:
         seeds: One per row.
-        device: The device of the scores.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
@@ -89,7 +88,6 @@ class TransformersGenerator:
     Args:
         causal_lm: The model, on its device.
         tokenizer: Its prepared tokenizer, with a chat template.
-        options: How to draw.
     """
 
     def __init__(self, causal_lm: nn.Module, tokenizer: Any, options: SampleOptions) -> None:
@@ -145,7 +143,6 @@ class VllmGenerator:
         options: How to draw; `batch_size` has no effect.
         dtype: Dtype of the weights, by vLLM's name.
         max_length: Maximum tokens of a prompt with its response; None: the model's own limit.
-        trust_remote_code: Run modelling code that comes with the model.
 
     Raises:
         MissingExtraError: vLLM is not installed.

@@ -46,10 +46,6 @@ class JudgeRuns:
     """Runs of one judge.
 
     Args:
-        judge: Which judge.
-        folder: The folder of the runs.
-        score: How to run a local judge.
-        trust_remote_code: Run modelling code that comes with a local judge.
         seed: Seed for the order in which responses are shown.
         budget: The shared limits at an endpoint.
         say: Called with a line if a stopped run is resumed.
@@ -98,7 +94,6 @@ class JudgeRuns:
         """Return the judge's preference for each pair of responses that scorers selected.
 
         Args:
-            rows: The candidates.
             selections: The indices of the selected responses, by the row's id.
 
         Returns:

@@ -49,7 +49,6 @@ class Samples:
     """The lines of a folder's `samples.jsonl`, from an earlier run and newly added.
 
     Args:
-        folder: The folder.
         depends_on: What the lines depend on, under the names that messages use.
         rows: The prompts, in the final order of their lines.
 

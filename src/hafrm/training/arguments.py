@@ -188,7 +188,6 @@ def total_steps(values: Mapping[str, Any], pairs: int) -> int:
 
     Args:
         values: The fields of TrainingArguments; missing ones have transformers' defaults.
-        pairs: Number of training pairs.
     """
     steps, epochs, accumulated = (
         values.get(name, FIELDS[name].default)

@@ -35,7 +35,6 @@ class PairDataset(Dataset[PairItem]):
     """Encoded pairs with reference log-probs.
 
     Args:
-        tables: The pairs.
         reference: Reference log-prob of each response of the tables, [R], NaN where it is not known; or None.
 
     Raises:

@@ -9,12 +9,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from hafrm.errors import HafrmError, first_line
 from hafrm.progress import time_left
 from hafrm.training.doctor import Circumstances, Finding, Watch
 from hafrm.training.metrics import METRICS_FILE, add_metrics, keep_metrics, read_metrics
+
+Logs = dict[str, float] | None
 
 
 class MetricsFile(TrainerCallback):
@@ -28,29 +30,18 @@ class MetricsFile(TrainerCallback):
         self.path = folder / METRICS_FILE
         self._training = False
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Drop the lines of steps that will be repeated."""
         self._training = True
         if state.is_world_process_zero:
             keep_metrics(self.path, state.global_step)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Logs = None, **kwargs: Any) -> None:
         """Append one line."""
         if self._training and state.is_world_process_zero and logs and "train_runtime" not in logs:
             add_metrics(self.path, state.global_step, logs)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Stop writing: what is logged after training belongs to no step."""
         self._training = False
 
@@ -60,38 +51,25 @@ class DoctorLines(TrainerCallback):
 
     Args:
         folder: The run's folder, whose metrics a resumed run reads, so that nothing is reported twice.
-        circumstances: What the metrics don't say about the run.
-        say: Called with a line.
     """
 
     def __init__(self, folder: Path, circumstances: Circumstances, say: Callable[[str], None]) -> None:
         self.path, self.watch, self.say = folder / METRICS_FILE, Watch(circumstances), say
         self._training = False
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Read what an interrupted run has logged."""
         self._training = True
         if state.is_world_process_zero and state.global_step:
             for row in read_metrics(self.path):
                 self.watch.add(row)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Logs = None, **kwargs: Any) -> None:
         """Report new signs."""
         if self._training and state.is_world_process_zero and logs:
             self._say(self.watch.add({**logs, "step": state.global_step}))
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Check once more."""
         self._training = False
         if state.is_world_process_zero:
@@ -132,13 +110,11 @@ class LivePage(TrainerCallback):
             self._given_up = True
             self.say(f"warning: the run's page is no longer written: {first_line(error)}")
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Begin."""
         self.began = state.is_world_process_zero
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Write the page if it is time."""
         now = time.monotonic()
         if self.began and now >= self._next:
@@ -146,9 +122,7 @@ class LivePage(TrainerCallback):
             taken = time.monotonic() - now
             self._next = now + max(self.every_s, 100 * taken)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Write the page with the last step."""
         if self.began:
             self.update(state.max_steps)
@@ -174,9 +148,7 @@ class ConsoleProgress(TrainerCallback):
         self._began, self._first_step = 0.0, 0
         self._training = False
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Start the bar."""
         self._training = True
         self._began, self._first_step = time.monotonic(), state.global_step
@@ -186,14 +158,7 @@ class ConsoleProgress(TrainerCallback):
             self._task = self._bar.add_task("training", total=state.max_steps, completed=state.global_step)
             self._bar.start()
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Logs = None, **kwargs: Any) -> None:
         """Show the latest numbers."""
         if not state.is_world_process_zero or not logs:
             return
@@ -210,9 +175,7 @@ class ConsoleProgress(TrainerCallback):
             of = f"step {state.global_step}/{state.max_steps}" if best is None else f"best checkpoint (step {best})"
             self.say(f"{of} {label}: {text}{self._left(state)}")
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Stop the bar."""
         self._training = False
         self.close()

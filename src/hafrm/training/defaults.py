@@ -30,7 +30,6 @@ def training_arguments(
     names no schedule; transformers' default is used (linear decay).
 
     Args:
-        config: The run.
         pairs: Number of training pairs, which gives the number of steps for runs of whole epochs.
         started: The settings of the interrupted run that is resumed, whose precision is kept on any machine.
 

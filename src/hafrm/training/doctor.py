@@ -93,9 +93,6 @@ class Seen:
 class Watch:
     """Watches a run's metrics and reports each sign once.
 
-    Args:
-        circumstances: What the metrics don't say.
-
     Example:
         >>> watch = Watch(Circumstances(pairs_per_step=16))
         >>> found = [finding for row in rows for finding in watch.add(row)] + watch.finish()

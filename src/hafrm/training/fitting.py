@@ -44,9 +44,7 @@ def fitted_layout(
     """Choose the layout of batches, the same in all processes, and measure a step of it.
 
     Args:
-        config: The run's options.
         model: The model on its device.
-        tokenizer: Its tokenizer.
         measured: `measure` for a layout: it runs the model as in training, where a kernel can fail that passed the
             probe without gradients. None for sharded models, which can't run before the trainer has wrapped them.
         say: Called with the reason if batches are padded.
@@ -84,7 +82,6 @@ def tokens_per_batch(
     Args:
         config: The run's options; they decide if they name a number.
         needs: The footprint of a step, if known.
-        args: The trainer's arguments.
         most: The number to use after a batch did not fit into memory.
     """
     usual = 1024 if args.device.type == "cpu" else 8192  # more hardly helps on a CPU
@@ -123,10 +120,6 @@ def measure(
 
     Args:
         model: The model on its device, not sharded.
-        objective: The losses.
-        layout: How pairs become batches.
-        tables: The training pairs.
-        args: The trainer's arguments.
 
     Raises:
         NoMemoryError: not even this pair fits into memory.

@@ -30,8 +30,6 @@ def claim_folder(
     """Raise if the folder is not free for this run.
 
     Args:
-        config: The run's options.
-        folder: Its folder.
         inputs: The paths that it reads, by the options that name them.
         overwrite: Whether to delete what another run wrote there.
 
@@ -82,7 +80,6 @@ def make_folder(folder: Path, *, start_over: bool = False, more: Collection[str]
     """Create the run's folder; call it once data, model and options have been checked.
 
     Args:
-        folder: The folder.
         start_over: Delete what an earlier run wrote there.
         more: Files that this kind of run writes in addition to model, checkpoints, manifest and metrics.
 

@@ -46,11 +46,9 @@ def laplace_heads(
     Args:
         model: The trained model, with one reward head.
         objective: The losses that trained it, for margins.
-        tables: The training pairs.
         rows: Indices of the pairs to learn from.
         collator: How pairs become batches.
         count: K, an even number.
-        seed: Seed of the draws.
     """
     own = model.score.weight.detach()
     precision, level = posterior(model, objective, tables, rows, collator)
@@ -93,7 +91,6 @@ def posterior_draws(weight: Tensor, precision: Tensor, level: Tensor, *, count: 
         precision: The inverse of the covariance, [H, H].
         level: A direction in which the draws do not differ from the mean, [H].
         count: K, an even number.
-        seed: Seed of the draws.
 
     Returns:
         Weights, [K, H], in the precision's dtype.

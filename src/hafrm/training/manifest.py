@@ -49,7 +49,6 @@ def new_manifest(config: DataclassInstance, data: dict[str, Any], effective: dic
     """Build the manifest of a new run.
 
     Args:
-        config: The requested options.
         data: For training and validation data: sources with fingerprints, and counts of kept and dropped rows.
         effective: The resolved settings; see `effective_settings`.
     """
@@ -113,10 +112,7 @@ def effective_settings(
     """Resolve the options on this machine, defaults included.
 
     Args:
-        args: The trainer's arguments.
-        config: The requested options.
         model: The model's config, which records the hub revision of a downloaded model.
-        sharding: The sharding of the run, if any.
     """
     resolved = args.to_dict()
     return {name: resolved[name] for name in _EFFECTIVE} | {
@@ -163,7 +159,6 @@ def refuse_other_options(changed: str, folder: Path) -> None:
 
     Args:
         changed: The differences, as `changed_options` describes them; empty if there are none.
-        folder: The run's folder.
 
     Raises:
         ConfigError: something differs.

@@ -130,7 +130,6 @@ class Objective:
         """Compute the losses and metrics of a batch.
 
         Args:
-            scores: The model's scores of the batch's sequences.
             batch: The batch, for margins and response lengths.
             reference: Reference log-probs, [S]; required if `needs_reference`.
 

@@ -32,12 +32,7 @@ def opening_lines(
     """Yield the plan of a run and its warnings.
 
     Args:
-        config: The run's options.
-        args: The trainer's arguments.
-        train: The training pairs.
-        evaluation: The validation pairs, if any.
         account: What happened to every row; see `account_of`.
-        layout: The layout of its batches.
     """
     pairs = len(train)
     steps = total_steps(args.to_dict(), pairs)

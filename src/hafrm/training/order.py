@@ -42,7 +42,6 @@ class PairOrder(Sampler[int]):
 
     Args:
         prompts: The prompt of each pair.
-        seed: Seed of the orders.
         shuffle: Whether to shuffle; otherwise pairs are visited as they were read.
         by_prompt: Shuffle prompts, and visit the pairs of each together.
     """

@@ -40,7 +40,6 @@ def remove_own(folder: Path, more: Collection[str] = ()) -> list[str]:
     """Delete what a run wrote in its folder.
 
     Args:
-        folder: The folder.
         more: Further files that this kind of run writes there.
 
     Returns:

@@ -42,7 +42,6 @@ class ReferenceSource:
     Args:
         loss: The losses, with the weights that the method fixes.
         model: The initial model, which is the reference.
-        layout: How pairs become batches.
         args: The trainer's arguments, for precision and batch size.
         weights: The model's `weights_digest`; empty if no loss uses a reference.
         tokens: Maximum number of tokens per forward pass.
@@ -74,7 +73,6 @@ class ReferenceSource:
         """Return the pairs, with reference log-probs if they are precomputed.
 
         Args:
-            tables: The pairs.
             rows: The pairs that will be visited, by default all; the others get no reference.
         """
         if not self.precomputed:

@@ -188,11 +188,8 @@ def _prepare(
     """Check and load everything that the run needs.
 
     Args:
-        config: The run's options.
-        tokenizer: The caller's tokenizer, or None for the model's.
         before: The manifest of the interrupted run that is resumed, or None.
         most_tokens: Limit on the tokens per forward pass, after more did not fit into memory.
-        progress: Shows what is being done.
     """
     started = before and before.get("effective")
     training_arguments(config, pairs=1, started=started)  # raises for options that don't fit, before anything is read

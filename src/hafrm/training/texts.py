@@ -88,8 +88,6 @@ def samples(
     """Yield token ids and labels; truncate long responses, and leave out conversations with too long a prompt.
 
     Args:
-        texts: The texts.
-        tokenizer: Their tokenizer.
         context: Maximum tokens of a conversation.
         left_out: Counts the conversations that are left out, by reason.
     """

@@ -67,18 +67,11 @@ class HybridTrainer(Trainer):
     """Trains a `HybridModel` on pairs with an `Objective`.
 
     Args:
-        model: The two-headed model.
-        args: transformers' training arguments.
-        objective: The losses.
-        layout: How pairs become batches.
         tokens_per_batch: Maximum number of tokens per forward pass.
         tokenizer: The tokenizer, saved with every checkpoint.
         info: The run's description, saved with every checkpoint.
-        train_dataset: Encoded pairs.
-        eval_dataset: Encoded validation pairs, or None.
         live_reference: Gives reference log-probs if the data sets have none.
         order: The order of the training pairs; by default transformers' own.
-        callbacks: Further callbacks.
     """
 
     model: HybridModel

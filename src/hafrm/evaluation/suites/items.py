@@ -207,9 +207,7 @@ def two_responses(
     """Return a row with two responses as an item.
 
     Args:
-        reader: The row.
         prompt: Field of the prompt, text or messages.
-        names: Fields of the responses.
         first: Which response is the correct one, 0 or 1; None for a tie, in which both are.
         subset: The item's subset.
         key: The item's id in the suite.
@@ -240,8 +238,6 @@ def response_list(reader: Row, name: str, *, size: int | None = None) -> tuple[t
     """Return a field that is a list of responses, each a string.
 
     Args:
-        reader: The row.
-        name: The field.
         size: The required number; None: at least one.
 
     Raises:

@@ -29,7 +29,7 @@ from hafrm.losses import PLACKETT_LUCE
 from hafrm.models.identity import model_identity
 from hafrm.models.options import Head, ScorerChoice
 from hafrm.models.remote import is_server
-from hafrm.models.runinfo import RUN_FILE, RunInfo
+from hafrm.models.runinfo import RunInfo, run_info
 from hafrm.models.scorers import Scorer, special_tokens_met
 from hafrm.outputs import require_apart, require_results
 
@@ -183,7 +183,7 @@ def _look_up(
 
 def _states_log_odds(model: str, choice: ScorerChoice) -> bool:
     """Return whether reward differences are log-odds (assumed if the training loss is unknown)."""
-    info = _run_info(model)
+    info = run_info(model)
     return info is None or _head(info, choice) == "policy" or info.reward_loss in ("bradley_terry", PLACKETT_LUCE)
 
 
@@ -195,14 +195,9 @@ def _summary(found: ItemSet, lists: Sequence[ListScore], name: str) -> dict[str,
 
 def _leaderboard_type(model: str, choice: ScorerChoice) -> str:
     """Return a model's type on RewardBench's leaderboard."""
-    info = _run_info(model)
+    info = run_info(model)
     head = choice.head if info is None else _head(info, choice)
     return "DPO" if head == "policy" else "Seq. Classifier"
-
-
-def _run_info(model: str) -> RunInfo | None:
-    """Return the information in a run's folder; None for other models."""
-    return None if is_server(model) or not (Path(model) / RUN_FILE).is_file() else RunInfo.load(Path(model))
 
 
 def _head(info: RunInfo, choice: ScorerChoice) -> Head:

@@ -24,7 +24,6 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-from hafrm import atomic
 from hafrm.data import PairSet
 from hafrm.errors import ModelError, NoMemoryError, first_line
 from hafrm.evaluation.parts import PARTS_FOLDER
@@ -34,7 +33,7 @@ from hafrm.memory import enough_memory
 from hafrm.models.identity import model_identity
 from hafrm.models.options import ScoreOptions, ScorerChoice
 from hafrm.models.remote import is_server
-from hafrm.models.runinfo import RUN_FILE, RunInfo
+from hafrm.models.runinfo import run_info
 from hafrm.models.scorers import HybridScorer
 from hafrm.models.tokens import PrefixRewards, TokenRatios
 from hafrm.pairs import PreferencePair
@@ -103,9 +102,9 @@ def _policy_choice(model: str, choice: ScorerChoice) -> ScorerChoice | None:
     policy = ScorerChoice(head="policy", reference=choice.reference, trust_remote_code=choice.trust_remote_code)
     if is_server(model):
         return None
-    if not (Path(model) / RUN_FILE).is_file():
+    info = run_info(model)
+    if info is None:
         return policy if choice.reference is not None and choice.head != "reward" else None
-    info = RunInfo.load(Path(model))
     referenced = choice.reference is not None or uses_reference(info.policy_loss)
     return policy if info.policy_ratio and referenced else None
 
@@ -141,19 +140,18 @@ def _model_lines(
         scorer = choice.load(model, options)
         if not isinstance(scorer, HybridScorer):  # log-ratios need a policy head
             return []
+        info = run_info(model)
+        prefixes = info is not None and info.reward_weight != 0
         (folder / PARTS_FOLDER).mkdir(parents=True, exist_ok=True)
-        path = folder / PARTS_FOLDER / TOKENS_FILE
-        with atomic.naming(path), path.open("ab") as file:
-            for done, (key, line) in enumerate(_computed(scorer, missing, prefixes=_has_reward_head(model)), 1):
-                file.write(atomic.json_line(line))
-                file.flush()  # unbuffered writes could leave half a line on a nearly full disk
+
+        def computed() -> Iterator[Line]:
+            for done, (key, line) in enumerate(_computed(scorer, missing, prefixes=prefixes), 1):
+                yield line
                 kept[key] = line
                 progress(f"{model}, tokens on {line['data']}", done)
+
+        LineFile(folder / PARTS_FOLDER / TOKENS_FILE).extend(computed(), at_once=True)
     return [kept[key] for key, _ in wanted]
-
-
-def _has_reward_head(model: str) -> bool:
-    return (Path(model) / RUN_FILE).is_file() and RunInfo.load(Path(model)).reward_weight != 0
 
 
 def _computed(
@@ -181,10 +179,8 @@ def _side(ratios: TokenRatios | None, rewards: PrefixRewards | None) -> dict[str
 
 def _require_here(model: str, choice: ScorerChoice) -> None:
     """Raise unless a run's reference is on this machine, since coloured text does not justify a download."""
-    if choice.reference is not None or not (Path(model) / RUN_FILE).is_file():
-        return
-    base = RunInfo.load(Path(model)).base_model
-    if Path(base).is_dir():
+    info = run_info(model)
+    if choice.reference is not None or info is None or Path(base := info.base_model).is_dir():
         return
     try:
         snapshot = Path(snapshot_download(base, local_files_only=True))

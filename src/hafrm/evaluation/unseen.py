@@ -14,7 +14,7 @@ from typing import Any
 
 from hafrm.data import NAMED_SOURCES, NamedSource, SourceReport
 from hafrm.errors import ConfigError
-from hafrm.models.runinfo import RUN_FILE
+from hafrm.models.runinfo import is_run
 from hafrm.store import read_json
 
 _MANIFEST_FILE = "manifest.json"
@@ -122,7 +122,7 @@ def _data(source: NamedSource) -> tuple[str, Mapping[str, Any]]:
 
 def _training(folder: Path) -> _Training | None:
     """Read the manifest of a run's folder, or of the run of a checkpoint; None if there is none."""
-    if not (folder / RUN_FILE).is_file():
+    if not is_run(folder):
         return None
     for path in (folder / _MANIFEST_FILE, folder.absolute().parent / _MANIFEST_FILE):
         try:

@@ -81,10 +81,7 @@ class JudgeOptions:
     def __post_init__(self) -> None:
         check(self, "judge.")
         split_address(
-            self.base_url,
-            name="judge.base_url",
-            example="http://localhost:8000/v1",
-            key_variable=self.api_key_env,
+            self.base_url, name="judge.base_url", example="http://localhost:8000/v1", key_variable=self.api_key_env
         )
         refuse_unread(self, self.kind, f"`judge.kind: {self.kind}`", "judge.")
 

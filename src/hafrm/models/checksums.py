@@ -122,11 +122,7 @@ def save_checksums(folder: Path) -> None:
 
 
 def require_listed(folder: Path, *, remedy: str) -> None:
-    """Raise unless a folder matches its `checksums.json`; folders without that file pass.
-
-    Raises:
-        DamagedError: names the file.
-    """
+    """Raise DamagedError unless a folder matches its `checksums.json`; folders without that file pass."""
     if (folder / CHECKSUMS_FILE).is_file():
         require_checksums(folder, listed(folder, remedy=remedy), kept_in=CHECKSUMS_FILE, remedy=remedy)
 

@@ -116,11 +116,7 @@ def _require_apart(out: Path, run: Path) -> None:
 
 
 def _require_own(folder: Path) -> None:
-    """Raise unless the folder does not exist, or only contains an earlier export.
-
-    Raises:
-        ConfigError: names the other files.
-    """
+    """Raise ConfigError unless the folder does not exist, or only contains an earlier export."""
     atomic.require_folder(folder)
     if not folder.exists():
         return

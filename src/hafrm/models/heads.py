@@ -23,7 +23,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import CONFIG_NAME
 
 from hafrm.errors import ModelError
-from hafrm.models.runinfo import RUN_FILE
+from hafrm.models.runinfo import is_run
 from hafrm.models.sources import SavedWeights, adapter_source, find_file, read_config, root_model
 
 SCORE = "score.weight"
@@ -242,7 +242,7 @@ def unknown_head(model: str) -> str | None:
 
 def _refuse_unknown(model: str) -> None:
     """Raise if a model seems to have a reward head, but none of a known form."""
-    if (Path(model) / RUN_FILE).is_file():
+    if is_run(model):
         return
     remedy = "Set `--head_init normal` to start with a fresh head on its backbone."
     if found := unknown_head(model):

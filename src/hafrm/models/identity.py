@@ -22,7 +22,7 @@ from hafrm.models.checkpoints import rounding_would_lose
 from hafrm.models.checksums import ADAPTER_FOLDER
 from hafrm.models.options import ScoreOptions, ScorerChoice, require_plain
 from hafrm.models.remote import RemoteScorer, is_server
-from hafrm.models.runinfo import RUN_FILE, RunInfo
+from hafrm.models.runinfo import is_run, run_info
 from hafrm.models.sources import adapter_source
 from hafrm.models.stock import loading
 
@@ -77,11 +77,8 @@ def _base_in_half_precision(model: str, options: ScoreOptions, *, trust_remote_c
 
     The results differ by the rounding of activations, which is large relative to a small log-ratio.
     """
-    folder = Path(model)
-    if not (folder / RUN_FILE).is_file():
-        return ""
-    info = RunInfo.load(folder)
-    if not rounding_would_lose(info, options.torch_dtype()):
+    info = run_info(model)
+    if info is None or not rounding_would_lose(info, options.torch_dtype()):
         return ""
     try:
         return _checkpoint_identity(info.base_model, trust_remote_code=trust_remote_code)
@@ -92,17 +89,16 @@ def _base_in_half_precision(model: str, options: ScoreOptions, *, trust_remote_c
 def _references(model: str, choice: ScorerChoice) -> list[str]:
     """Return the other models needed for scoring: a reference, or the base of a checkpoint of adapters."""
     named = [choice.reference] if choice.reference else []
-    folder = Path(model)
-    if not (folder / RUN_FILE).is_file():
+    info = run_info(model)
+    if info is None:
         return named
-    info = RunInfo.load(folder)
     implicit = (choice.head or info.default_head) != "reward" and uses_reference(info.policy_loss)
     return named + ([info.base_model] if not info.whole or (implicit and not named) else [])
 
 
 def _checkpoint_identity(model: str, *, trust_remote_code: bool) -> str:
     """Return a folder's digest, or a hub model's commit; for PEFT adapters also that of their base."""
-    if not (Path(model) / RUN_FILE).is_file() and (adapters := adapter_source(model)) is not None:
+    if not is_run(model) and (adapters := adapter_source(model)) is not None:
         base = _checkpoint_identity(adapters.base, trust_remote_code=trust_remote_code)
         return f"{_folder_digest(adapters.folder)} on {base}"
     with loading("model", model):

@@ -33,7 +33,7 @@ from hafrm.models.layout import Layout, choose_layout, random_groups
 from hafrm.models.options import Head, ScoreOptions, ScorerChoice, require_plain
 from hafrm.models.references import weights_digest
 from hafrm.models.remote import RemoteScorer, is_server
-from hafrm.models.runinfo import RUN_FILE, RunInfo, require_as_saved
+from hafrm.models.runinfo import RunInfo, is_run, require_as_saved
 from hafrm.models.scorers import HybridScorer, LogProbScorer, Scorer, StockScorer
 from hafrm.models.sources import adapter_source, require_place, root_model
 from hafrm.models.stock import attach_adapters, load_causal_lm, load_whole, loading, with_lm_head
@@ -81,7 +81,7 @@ def load_scorer(
     for each in filter(None, (model, reference)):
         require_place(each)
     require_as_saved(model)
-    if (Path(model) / RUN_FILE).is_file():
+    if is_run(model):
         return _load_run_scorer(Path(model), choice, options)
     if options.pessimism:
         raise ConfigError(f"score.pessimism: {model} {_NO_SPREAD}")
@@ -127,7 +127,7 @@ def load_log_prob_scorer(
     tokenizer = load_tokenizer(
         model, trust_remote_code=trust_remote_code, template=template, instead=options.template()
     )
-    if (Path(model) / RUN_FILE).is_file():
+    if is_run(model):
         policy, _, _ = load_run(model, dtype=options.torch_dtype(), trust_remote_code=trust_remote_code)
     else:
         policy = _policy_only(model, tokenizer, options.torch_dtype(), trust_remote_code=trust_remote_code)
@@ -224,13 +224,7 @@ def _hybrid_scorer(
     ]
     layout = replace(layouts[0], packed=all(layout.packed for layout in layouts))
     return kind(
-        model,
-        encoder,
-        layout,
-        options,
-        reward_weight=reward_weight,
-        ratio_weight=ratio_weight,
-        reference=reference,
+        model, encoder, layout, options, reward_weight=reward_weight, ratio_weight=ratio_weight, reference=reference
     )
 
 

@@ -130,15 +130,7 @@ def not_finite(weights: Iterable[tuple[str, Tensor]]) -> str | None:
 
 
 def require_finite(weights: Iterable[tuple[str, Tensor]], place: object) -> None:
-    """Raise if a weight is not finite.
-
-    Args:
-        weights: The weights with their names.
-        place: Where they come from, for the message.
-
-    Raises:
-        ModelError: names the weight.
-    """
+    """Raise ModelError if a weight is not finite; `place` says in the message where the weights come from."""
     if name := not_finite(weights):
         raise ModelError(
             f"{place}: the weight {name} has values that are not finite (NaN or infinity), so all scores of the model "

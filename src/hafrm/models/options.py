@@ -248,11 +248,7 @@ class ScorerChoice:
 
 
 def require_plain(server: str, choice: ScorerChoice) -> None:
-    """Raise if options choose one of a server's scores, which depend on how it was started.
-
-    Raises:
-        ModelError: a head, a reference or a weight is given.
-    """
+    """Raise ModelError if options choose one of a server's scores, which depend on how it was started."""
     if asked := choice.chosen():
         raise ModelError(
             f"{server} is a server, which was configured at its start: --{' and --'.join(asked)} has no effect. "
@@ -261,11 +257,7 @@ def require_plain(server: str, choice: ScorerChoice) -> None:
 
 
 def require_server_options(server: str, choice: ScorerChoice, options: ScoreOptions) -> None:
-    """Raise if options of local models are given although all models are servers.
-
-    Raises:
-        ConfigError: there is such an option, or the address is invalid.
-    """
+    """Raise ConfigError if options of local models are given although all models are servers."""
     endpoint, _ = endpoint_of(server)  # validated before a message names it: it may contain a password
     asked = choice.chosen() + ["trust_remote_code"] * choice.trust_remote_code
     asked += [name for name in options.given() if name != "score.batch_size"]

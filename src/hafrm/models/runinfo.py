@@ -122,6 +122,20 @@ class RunInfo:
         return cls(**{name: value for name, value in values.items() if name != "format"})
 
 
+def is_run(model: str | Path) -> bool:
+    """Return whether a model is the folder of a run, or one of its checkpoints."""
+    return (Path(model) / RUN_FILE).is_file()
+
+
+def run_info(model: str | Path) -> RunInfo | None:
+    """Return the description in the folder of a run or checkpoint; None for other models.
+
+    Raises:
+        ModelError: the description was not written by a run.
+    """
+    return RunInfo.load(Path(model)) if is_run(model) else None
+
+
 def _problem(values: Any) -> str:
     """Say in a clause what is wrong with the content of a `hafrm.json`, naming the field; empty if it is valid."""
     if not isinstance(values, dict):
@@ -265,7 +279,7 @@ def require_finished(folder: Path) -> None:
         ModelError: names the newest checkpoint.
         DamagedError: names the list, and the file by which the folder is recognised.
     """
-    if (folder / RUN_FILE).is_file():
+    if is_run(folder):
         return
     if (read_json(folder / "manifest.json") or {}).get("status") != "running":
         _require_list(folder)
@@ -336,7 +350,7 @@ def require_as_saved(model: str) -> None:
         DamagedError: names the file.
     """
     folder = Path(model)
-    if (folder / RUN_FILE).is_file():
+    if is_run(folder):
         require_undamaged(folder)
     else:
         require_finished(folder)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from hafrm.errors import ModelError, first_line
 from hafrm.hub import work_offline_if_unreachable
 from hafrm.models.checksums import ADAPTER_FILE, ADAPTER_FOLDER
-from hafrm.models.runinfo import RUN_FILE, RunInfo, require_as_saved
+from hafrm.models.runinfo import RUN_FILE, RunInfo, require_as_saved, run_info
 from hafrm.store import read_json
 
 if TYPE_CHECKING:
@@ -116,11 +116,9 @@ def adapter_source(model: str) -> AdapterSource | None:
     Raises:
         ModelError: the adapters do not name their base, or are pickled.
     """
-    folder = Path(model)
-    if (folder / RUN_FILE).is_file():
-        info = RunInfo.load(folder)
+    if (info := run_info(model)) is not None:
         alone = info.with_adapters and not info.whole
-        return AdapterSource(folder / ADAPTER_FOLDER, _base_of_run(folder, info)) if alone else None
+        return AdapterSource(Path(model) / ADAPTER_FOLDER, _base_of_run(model, info)) if alone else None
     description = find_file(model, ADAPTER_CONFIG)
     if description is None or any(find_file(model, name) for name in _WHOLE):
         return None
@@ -130,7 +128,7 @@ def adapter_source(model: str) -> AdapterSource | None:
     return AdapterSource(weights.parent, _base_of_peft(model, description))
 
 
-def _base_of_run(folder: Path, info: RunInfo) -> str:
+def _base_of_run(folder: str, info: RunInfo) -> str:
     if info.quantized:
         raise ModelError(
             f"{folder} is a checkpoint of adapters on a 4-bit base, from which training can't start. Finish that run, "

@@ -123,14 +123,7 @@ def detach_from_files(model: nn.Module) -> None:
 
 
 def require_whole(loaded: Any, report: Mapping[str, Any], model: str, *, kind: str, but: Collection[str] = ()) -> None:
-    """Raise if some of a model's weights would start at random.
-
-    Args:
-        kind: The expected kind of model, in words.
-
-    Raises:
-        ModelError: names the missing weights.
-    """
+    """Raise ModelError if weights of a model, of the `kind` in words, would start at random, except those in `but`."""
     lost = sorted(set(map(str, [*report["missing_keys"], *report["mismatched_keys"]])) - set(but))
     if lost:
         raise ModelError(
@@ -174,11 +167,7 @@ def load_causal_lm(
 
 
 def require_decoder(causal_lm: PreTrainedModel, model: str) -> None:
-    """Raise if the tokens of a model see later ones, as in the encoders that transformers loads as causal LMs.
-
-    Raises:
-        ModelError: names the model.
-    """
+    """Raise ModelError if a model's tokens see later ones, as in the encoders that transformers loads as causal LMs."""
     config: Any = causal_lm.config
     # GPT-NeoX's config also has an `is_decoder` that is false, which means nothing there.
     if getattr(config, "is_decoder", None) is False and hasattr(config, "add_cross_attention"):

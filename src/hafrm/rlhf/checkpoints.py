@@ -87,11 +87,7 @@ def newest_checkpoint(run: Path) -> tuple[int, Path] | None:
 
 
 def require_as_saved(folder: Path) -> None:
-    """Raise if the files of a checkpoint are not those that were saved.
-
-    Raises:
-        DamagedError: names the file.
-    """
+    """Raise DamagedError if the files of a checkpoint are not those that were saved."""
     require_whole_archives(folder)
     require_listed(folder, remedy=without_checkpoint(folder))
 

@@ -51,11 +51,7 @@ def scores_of(scorer: Scorer, conversations: Sequence[Conversation]) -> list[flo
 
 
 def require_scored(scores: Sequence[float | None], reward: str, step: int) -> None:
-    """Raise if no response of a step has a score.
-
-    Raises:
-        DataError: no response has a score.
-    """
+    """Raise DataError if no response of a step has a score."""
     if all(score is None for score in scores):
         raise DataError(
             f"step {step}: {reward} scored none of {len(scores)} responses, because they exceed its limit or its chat "

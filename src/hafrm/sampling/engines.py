@@ -6,7 +6,6 @@ import hashlib
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +14,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogits
 
 from hafrm.errors import MissingExtraError, ModelError, first_line
 from hafrm.models.generating import continuations, count_prompt_tokens, prompt_ids, stop_tokens
-from hafrm.models.runinfo import RUN_FILE
+from hafrm.models.runinfo import is_run
 from hafrm.pairs import Prompt
 from hafrm.sampling.options import SampleOptions
 
@@ -159,7 +158,7 @@ class VllmGenerator:
         max_length: int | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        if (Path(model) / RUN_FILE).is_file():
+        if is_run(model):
             raise ModelError(
                 f"{model} is a run, whose reward head vLLM refuses. Run `hafrm export {model}` and give its policy/."
             )

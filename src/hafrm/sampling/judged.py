@@ -27,11 +27,7 @@ Places = tuple[int, int]
 
 
 def require_rankable(rows: Sequence[Candidates], judge: JudgeOptions) -> None:
-    """Raise unless the judge can rank the rows.
-
-    Raises:
-        ConfigError: a row has neither four nor eight draws.
-    """
+    """Raise ConfigError unless the judge can rank the rows: an endpoint ranks four or eight draws."""
     if judge.kind == "openai":
         wrong = next((row for row in rows if sum(row.counts) not in (4, 8)), None)
         if wrong is not None:
@@ -60,12 +56,7 @@ class JudgeRuns:
     say: Callable[[str], None]
 
     def require_askable(self) -> None:
-        """Raise early, before other work, if the judge can't be asked.
-
-        Raises:
-            MissingExtraError: a library is not installed.
-            ConfigError: there is no API key.
-        """
+        """Raise early, before other work, if the judge can't be asked; see `hafrm.judging.endpoint.require_askable`."""
         if self.judge.kind == "openai":
             require_askable(self.judge)
 

@@ -104,9 +104,9 @@ class SampleConfig:
             return "transformers"
         import torch
 
-        from hafrm.models.runinfo import RUN_FILE
+        from hafrm.models.runinfo import is_run
 
-        whole = not any((Path(self.model) / name).exists() for name in (RUN_FILE, "adapter_config.json"))
+        whole = not (is_run(self.model) or (Path(self.model) / "adapter_config.json").exists())
         return "vllm" if whole and torch.cuda.is_available() else "transformers"
 
     @property

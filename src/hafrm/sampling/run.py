@@ -23,7 +23,7 @@ from hafrm.models.generating import prompt_lengths
 from hafrm.models.hybrid import max_positions
 from hafrm.models.identity import model_identity
 from hafrm.models.options import ScorerChoice, chat_template
-from hafrm.models.runinfo import RUN_FILE
+from hafrm.models.runinfo import is_run
 from hafrm.models.stock import load_causal_lm, loading
 from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
 from hafrm.outputs import require_apart, require_unread
@@ -78,11 +78,7 @@ def sample(
 
 
 def _refuse_bare_adapters(model: str) -> None:
-    """Raise for a LoRA checkpoint, such as those of `hafrm rlhf`: vLLM is given whole models.
-
-    Raises:
-        ModelError: says how to merge them.
-    """
+    """Raise ModelError for a LoRA checkpoint, such as those of `hafrm rlhf`: vLLM is given whole models."""
     if (Path(model) / "adapter_config.json").is_file() and not (Path(model) / "config.json").is_file():
         raise ModelError(
             f"{model} contains only LoRA adapters, which are not given to vLLM. Use --engine transformers, or the "
@@ -115,7 +111,7 @@ def _read_model(config: SampleConfig, say: Callable[[str], None]) -> tuple[Any, 
     """Return the tokenizer, the causal LM (None if vLLM loads its own), and the model's config."""
     trust, dtype = config.trust_remote_code, config.score_options.torch_dtype()
     template = chat_template(config.chat_template, "chat_template")
-    if config.chosen_engine == "transformers" and (Path(config.model) / RUN_FILE).is_file():
+    if config.chosen_engine == "transformers" and is_run(config.model):
         run, tokenizer, _ = load_run(config.model, dtype=dtype, trust_remote_code=trust)
         if template is not None:
             tokenizer = load_tokenizer(config.model, trust_remote_code=trust, instead=template)

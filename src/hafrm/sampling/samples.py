@@ -102,11 +102,7 @@ def _line(value: Any) -> dict[str, Any]:
 
 
 def _refuse_other_manifests(folder: Path) -> None:
-    """Raise if the folder contains the manifest of another command, which must not be overwritten.
-
-    Raises:
-        ConfigError: there is such a manifest.
-    """
+    """Raise ConfigError if the folder contains the manifest of another command, which must not be overwritten."""
     path = folder / MANIFEST_FILE
     if path.exists() and "depends_on" not in (read_json(path) or {}):
         found = "a training run" if read_manifest(folder) else f"a {MANIFEST_FILE} that `hafrm sample` did not write"

@@ -54,11 +54,7 @@ def fitted_layout(
         say(f"batches are padded, not packed: {reason}")
 
     layout = choose_layout(
-        model,
-        tokenizer.pad_token_id,
-        max_length=config.data_options.max_length,
-        choice=config.layout,
-        report=report,
+        model, tokenizer.pad_token_id, max_length=config.data_options.max_length, choice=config.layout, report=report
     )
     needs, packed = None, layout.packed
     if packed and measured:

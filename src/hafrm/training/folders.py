@@ -13,12 +13,7 @@ from hafrm.errors import ConfigError
 from hafrm.outputs import require_outside_models
 from hafrm.store import LOCK_FILE, alone, unwritable
 from hafrm.training.manifest import is_finished, read_manifest, require_same_config
-from hafrm.training.owned import (
-    remove_own,
-    require_no_strangers,
-    require_own_checkpoints,
-    require_plain_files,
-)
+from hafrm.training.owned import remove_own, require_no_strangers, require_own_checkpoints, require_plain_files
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

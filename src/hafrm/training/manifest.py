@@ -155,24 +155,13 @@ def _with_defaults(values: Mapping[str, Any], config: DataclassInstance) -> dict
 
 
 def refuse_other_options(changed: str, folder: Path) -> None:
-    """Raise if the finished run in the folder has other options than requested.
-
-    Args:
-        changed: The differences, as `changed_options` describes them; empty if there are none.
-
-    Raises:
-        ConfigError: something differs.
-    """
+    """Raise ConfigError if the finished run in the folder has other options, as `changed_options` describes them."""
     if changed:
         raise ConfigError(f"{folder} contains a run with other options: {changed}. Choose another --out.")
 
 
 def require_same_config(manifest: dict[str, Any], config: DataclassInstance, folder: Path) -> None:
-    """Raise unless a run is resumed with the options that it started with.
-
-    Raises:
-        ConfigError: names the options that differ.
-    """
+    """Raise ConfigError unless a run is resumed with the options that it started with."""
     before, now = _compared(manifest, config)
     for held in (before, now):
         for name in _SPLIT:  # `require_same_settings` checks their product
@@ -181,11 +170,7 @@ def require_same_config(manifest: dict[str, Any], config: DataclassInstance, fol
 
 
 def require_same_data(manifest: dict[str, Any], data: dict[str, Any], folder: Path) -> None:
-    """Raise unless a run is resumed on the pairs that it started with.
-
-    Raises:
-        ConfigError: names the source whose pairs differ.
-    """
+    """Raise ConfigError unless a run is resumed on the pairs that it started with."""
     for part in ("train", "eval"):
         before, now = (held.get(part, {}) for held in (manifest["data"], data))
         for old, new in zip(before.get("sources", []), now.get("sources", []), strict=False):
@@ -197,14 +182,11 @@ def require_same_data(manifest: dict[str, Any], data: dict[str, Any], folder: Pa
 
 
 def require_same_settings(manifest: dict[str, Any], effective: dict[str, Any], folder: Path) -> None:
-    """Raise if weights, precision, pairs per step or sharding differ from the run's start.
+    """Raise ConfigError if weights, precision, pairs per step or sharding differ from the run's start.
 
     Settings that an older version did not record may differ. The device may differ too (the precision shows its kind),
     and so may the number of processes at the same number of pairs per step, except under ZeRO, which keeps the
     optimizer per process.
-
-    Raises:
-        ConfigError: names the settings that differ.
     """
     if before := manifest.get("effective"):
         now = json.loads(json.dumps(effective))

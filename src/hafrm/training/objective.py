@@ -153,10 +153,7 @@ class Objective:
             if scores.rewards is None:
                 metrics |= _preference_metrics("rewards", *implicit)
         loss = hybrid_loss(
-            reward_loss,
-            policy_loss,
-            reward_weight=self.config.reward_weight,
-            policy_ratio=self.config.policy_ratio,
+            reward_loss, policy_loss, reward_weight=self.config.reward_weight, policy_ratio=self.config.policy_ratio
         )
         if scores.prefixes is not None and scores.token_log_probs is not None:
             sequences = batch.sequences.response_lengths, batch.chosen, batch.rejected

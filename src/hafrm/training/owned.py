@@ -58,11 +58,7 @@ def remove_own(folder: Path, more: Collection[str] = ()) -> list[str]:
 
 
 def require_no_strangers(folder: Path) -> None:
-    """Raise if the run's folder contains a file that no run wrote and that would be read with the run's model.
-
-    Raises:
-        ConfigError: names the file.
-    """
+    """Raise ConfigError if the folder has a file that no run wrote and that would be read with the run's model."""
     own = _own_files(folder)
     for name in strangers(folder):
         if folder / name not in own:
@@ -73,11 +69,7 @@ def require_no_strangers(folder: Path) -> None:
 
 
 def require_plain_files(folder: Path) -> None:
-    """Raise if a link, or something other than a file, has the name of a file that the run writes.
-
-    Raises:
-        ConfigError: names it.
-    """
+    """Raise ConfigError if a link, or something else than a file, has the name of a file that the run writes."""
     for path in folder.glob("*"):
         if _CHECKPOINT.fullmatch(path.name):
             if path.is_symlink() or not path.is_dir():
@@ -93,11 +85,7 @@ def _require_plain(place: Path, *patterns: re.Pattern[str]) -> None:
 
 
 def require_own_checkpoints(folder: Path) -> None:
-    """Raise if a folder has checkpoints of another program, which the run would treat as its own.
-
-    Raises:
-        ConfigError: names the checkpoint.
-    """
+    """Raise ConfigError if a folder has checkpoints of another program, which the run would treat as its own."""
     for path in sorted(folder.glob("checkpoint-*")):
         if _CHECKPOINT.fullmatch(path.name) and not _is_own_model(path):
             for each in _files(path):

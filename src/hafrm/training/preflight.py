@@ -19,14 +19,7 @@ _UNLISTED = {"flyte"}
 
 
 def check_machine(training: Mapping[str, Any]) -> None:
-    """Raise if a tracker is not installed or the processes would not find each other.
-
-    Args:
-        training: The fields of TrainingArguments that were set.
-
-    Raises:
-        ConfigError: names what is missing.
-    """
+    """Raise ConfigError if a tracker in `training` is not installed, or the processes would not find each other."""
     _require_trackers(training.get("report_to"))
     on_cpu = training.get("use_cpu") or str_to_bool(os.environ.get("ACCELERATE_USE_CPU", "false"))
     if _launched() > 1 and not on_cpu and not torch.accelerator.is_available():
@@ -34,11 +27,7 @@ def check_machine(training: Mapping[str, Any]) -> None:
 
 
 def require_all_processes(args: TrainingArguments) -> None:
-    """Raise unless accelerate sees as many processes as the launcher started.
-
-    Raises:
-        ConfigError: the numbers differ.
-    """
+    """Raise ConfigError unless accelerate sees as many processes as the launcher started."""
     if _launched() != args.world_size:
         raise _apart(args.world_size)
 

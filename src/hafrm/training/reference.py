@@ -17,12 +17,7 @@ from hafrm.losses import uses_reference
 from hafrm.memory import enough_memory
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.layout import Layout
-from hafrm.models.references import (
-    LiveReference,
-    ReferenceCache,
-    adapter_off_reference,
-    frozen_copy_reference,
-)
+from hafrm.models.references import LiveReference, ReferenceCache, adapter_off_reference, frozen_copy_reference
 from hafrm.progress import ProgressLine
 from hafrm.training.batches import PairDataset
 from hafrm.training.loss import LossConfig

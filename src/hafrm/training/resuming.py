@@ -222,11 +222,7 @@ def _listed_problem(folder: Path) -> str:
 
 
 def require_whole_archives(checkpoint: Path) -> None:
-    """Raise if a checkpoint's optimizer, schedule or random state is damaged: torch reads them without checksums.
-
-    Raises:
-        DamagedError: names the file.
-    """
+    """Raise DamagedError if an optimizer, schedule or random state is damaged: torch reads them without checksums."""
     for path in sorted(path for pattern in _ARCHIVES for path in checkpoint.glob(pattern)):
         try:
             with ZipFile(path) as archive:

@@ -220,13 +220,7 @@ def two_responses(
     responses = tuple(reader.messages(name, "assistant") for name in order)
     for name, response in zip(order, responses, strict=True):
         reader.check_response(name, response)
-    return Item(
-        prompt=Prompt(turns),
-        responses=responses,
-        correct=2 if first is None else 1,
-        subset=subset,
-        key=key,
-    )
+    return Item(prompt=Prompt(turns), responses=responses, correct=2 if first is None else 1, subset=subset, key=key)
 
 
 def key_of(reader: Row, name: str = "id") -> str:

@@ -90,13 +90,7 @@ def _parse(reader: Row, part: str) -> Item:
     responses = tuple(reader.messages(name, "assistant") for name in ("chosen", "rejected"))
     for name, response in zip(("chosen", "rejected"), responses, strict=True):
         reader.check_response(name, response)
-    return Item(
-        prompt=prompt,
-        responses=responses,
-        correct=1,
-        subset=subset,
-        key=key_of(reader),
-    )
+    return Item(prompt=prompt, responses=responses, correct=1, subset=subset, key=key_of(reader))
 
 
 def _scores(strata: Mapping[Stratum, int]) -> tuple[list[Score], list[str]]:

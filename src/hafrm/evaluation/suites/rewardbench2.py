@@ -57,13 +57,7 @@ def _parse(reader: Row, part: str) -> Item:
         stated = reader.number_or_none(name)
         if stated is not None and stated != count:
             raise reader.error(BadRowReason.WRONG_TYPE, name, f"is {stated:g}, not {count}", "Correct the row.")
-    return Item(
-        prompt=prompt,
-        responses=chosen + rejected,
-        correct=len(chosen),
-        subset=subset,
-        key=key,
-    )
+    return Item(prompt=prompt, responses=chosen + rejected, correct=len(chosen), subset=subset, key=key)
 
 
 def _observe(scores: Sequence[ListScore]) -> list[Observation]:

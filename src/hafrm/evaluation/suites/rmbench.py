@@ -108,12 +108,7 @@ def _shares(domain: str, present: Mapping[str, int]) -> dict[str, float]:
     return {subset: count / total for subset, count in counts.items()}
 
 
-def _score(
-    level: Level,
-    name: str,
-    shares: Mapping[str, float],
-    cells: Sequence[tuple[int, int]],
-) -> Score:
+def _score(level: Level, name: str, shares: Mapping[str, float], cells: Sequence[tuple[int, int]]) -> Score:
     weights = {(subset, _measure(cell)): share / len(cells) for subset, share in shares.items() for cell in cells}
     return Score(level, name, weights)
 

@@ -33,7 +33,7 @@ from hafrm.data.reports import listed
 from hafrm.data.rowfiles import FORMATS, SPLITS_FILE, arrow_row, has_known_suffix, saved_files
 from hafrm.errors import BadRowError, BadRowReason, ConfigError, UnreadableError
 from hafrm.evaluation.options import ScoreConfig
-from hafrm.evaluation.scoring import score_conversations
+from hafrm.evaluation.scoring import score_conversations, split_outcomes
 from hafrm.models.loading import load_scorer
 from hafrm.models.scorers import HybridScorer, Scorer, special_tokens_met
 from hafrm.models.tokens import TokenRewards
@@ -238,10 +238,8 @@ def score_chunk(scorer: Scorer, rows: Sequence[Row], *, options: ReadOptions) ->
         if error is not None:
             yield ScoredRow(row, dict.fromkeys(names), divided, error.reason.value, error.field)
             continue
-        values = list(islice(outcomes, len(found)))
-        rewards = [None if isinstance(value, str) else value for value in values]
-        problem = next((value for value in values if isinstance(value, str)), None)
-        yield ScoredRow(row, dict(zip(names, rewards, strict=True)), divided, problem)
+        rewards, problem = split_outcomes(islice(outcomes, len(found)))
+        yield ScoredRow(row, dict(zip(names, rewards, strict=True)), divided, problem or None)
 
 
 def reward_names(value: object) -> tuple[str, ...]:

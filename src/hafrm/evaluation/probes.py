@@ -17,7 +17,7 @@ from types import MappingProxyType
 from hafrm.data import load_pairs
 from hafrm.errors import DataError
 from hafrm.evaluation.options import Probe, ProbeConfig
-from hafrm.evaluation.scoring import score_conversations
+from hafrm.evaluation.scoring import score_conversations, split_outcomes
 from hafrm.models.scorers import Scorer
 from hafrm.pairs import Conversation, PreferencePair
 from hafrm.rewards import load_reward
@@ -192,5 +192,4 @@ def _rewards(scorer: Scorer, pairs: Sequence[PreferencePair], texts: Sequence[st
 
 def _scored(scorer: Scorer, pairs: Sequence[PreferencePair], talks: Sequence[Conversation]) -> list[float | None]:
     places = [(pair.source, pair.row) for pair in pairs]
-    found = score_conversations(scorer, talks, places, on_bad_row="skip")
-    return [None if isinstance(each, str) else each for each in found]
+    return split_outcomes(score_conversations(scorer, talks, places, on_bad_row="skip"))[0]

@@ -119,6 +119,13 @@ def score_conversations(
     return [found.get(place, BadRowReason.REFUSED_BY_TEMPLATE.value) for place in range(len(conversations))]
 
 
+def split_outcomes(outcomes: Iterable[float | str]) -> tuple[list[float | None], str]:
+    """Return the rewards of a row's responses, None where there is none, and the first reason for it, or ""."""
+    found = list(outcomes)
+    rewards = [None if isinstance(outcome, str) else outcome for outcome in found]
+    return rewards, next((outcome for outcome in found if isinstance(outcome, str)), "")
+
+
 def score_pairs(
     scorer: Scorer,
     pairs: Sequence[PreferencePair],
@@ -142,17 +149,18 @@ def score_pairs(
     Raises:
         BadRowError: the template refuses a pair, and bad rows are not skipped.
     """
-    for pair, (chosen, rejected) in scored_chunks(scorer, pairs, on_bad_row=on_bad_row, progress=progress):
+    for pair, outcomes in scored_chunks(scorer, pairs, on_bad_row=on_bad_row, progress=progress):
+        (chosen, rejected), unscored = split_outcomes(outcomes)
         yield PairScore(
             model=model,
             data=data,
             id=pair.id,
             group=pair.group,
-            reward_chosen=None if isinstance(chosen, str) else chosen,
-            reward_rejected=None if isinstance(rejected, str) else rejected,
+            reward_chosen=chosen,
+            reward_rejected=rejected,
             length_chosen=response_length(pair.chosen),
             length_rejected=response_length(pair.rejected),
-            unscored=next((outcome for outcome in (chosen, rejected) if isinstance(outcome, str)), ""),
+            unscored=unscored,
         )
 
 

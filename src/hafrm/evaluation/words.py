@@ -135,12 +135,9 @@ def best_fit(x: sparse.csr_array | Floats, held_out: sparse.csr_array | Floats, 
     return max(fits, key=lambda weights: accuracy(held_out @ weights).value)  # ties go to the larger penalty
 
 
-def _counts(response: Sequence[Message]) -> Counter[str]:
-    return Counter(_WORD.findall("\n".join(turn.content for turn in response).lower()))
-
-
 def _log_counts(response: Sequence[Message]) -> dict[str, float]:
-    return {word: math.log1p(n) for word, n in _counts(response).items()}
+    words = _WORD.findall("\n".join(turn.content for turn in response).lower())
+    return {word: math.log1p(n) for word, n in Counter(words).items()}
 
 
 def _difference(pair: PreferencePair) -> dict[str, float]:

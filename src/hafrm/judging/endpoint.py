@@ -144,14 +144,8 @@ class EndpointJudge:
                 self.cache.put(key, found)
         if isinstance(found, Unscored):
             return Answer(unscored=found)
-        return parse_reply(
-            found.text,
-            responses,
-            thought=found.thought,
-            finish_reason=found.finish_reason,
-            prompt_tokens=found.prompt_tokens,
-            completion_tokens=found.completion_tokens,
-        )
+        answer = parse_reply(found.text, responses, thought=found.thought, finish_reason=found.finish_reason)
+        return replace(answer, prompt_tokens=found.prompt_tokens, completion_tokens=found.completion_tokens)
 
     def _request(self, messages: list[dict[str, str]]) -> Reply | Unscored:
         """Send a request with retries; return the reply, or why there is none."""

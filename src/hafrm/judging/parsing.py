@@ -45,8 +45,6 @@ def parse_reply(
     *,
     thought: bool = False,
     finish_reason: str | None = None,
-    prompt_tokens: int = 0,
-    completion_tokens: int = 0,
 ) -> Answer:
     """Parse a reply about the given number of responses.
 
@@ -55,20 +53,12 @@ def parse_reply(
         responses: The number of responses in the question: two are a pair, more a ranking.
         thought: Whether the endpoint separated the judge's reasoning from its reply.
         finish_reason: Why the endpoint ended the reply, if it says so.
-        prompt_tokens: Tokens of the prompt, for the answer.
-        completion_tokens: Tokens of the reply, for the answer.
     """
     cut = (finish_reason or "").lower() in _CUT
     found = Unscored.TOO_LONG if len(reply) > _LONGEST else _read(reply, responses, thought=thought, cut=cut)
-    if isinstance(found, Unscored) and finish_reason == _FILTERED:
-        found = Unscored.FILTERED
-    return Answer(
-        ranks=None if isinstance(found, Unscored) else found,
-        unscored=found if isinstance(found, Unscored) else None,
-        reply=shown(reply) if isinstance(found, Unscored) else None,
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
-    )
+    if isinstance(found, Unscored):
+        return Answer(unscored=Unscored.FILTERED if finish_reason == _FILTERED else found, reply=shown(reply))
+    return Answer(ranks=found)
 
 
 def shown(reply: str) -> str:

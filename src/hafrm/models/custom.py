@@ -20,21 +20,16 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ModelError
 from hafrm.models.heads import architectures
-from hafrm.models.layout import Layout
-from hafrm.models.options import ScoreOptions
 from hafrm.models.runinfo import require_as_saved
-from hafrm.models.scorers import BatchedScorer
+from hafrm.models.scorers import StockScorer
 from hafrm.models.sources import find_file
 from hafrm.models.stock import load_whole
 from hafrm.packing import SequenceBatch
-
-_KIND = "reward model"
 
 
 def own_class(model: str) -> str | None:
@@ -72,22 +67,18 @@ def load_own_class(model: str, auto: str, tokenizer: Any, dtype: torch.dtype | N
         ModelError: the model can't be loaded.
     """
     require_as_saved(model)
-    loaded = load_whole(getattr(transformers, auto), model, kind=_KIND, dtype=dtype, trust_remote_code=True)
+    loaded = load_whole(getattr(transformers, auto), model, kind="reward model", dtype=dtype, trust_remote_code=True)
     if loaded.config.pad_token_id is None:  # many classes find the last token by it
         loaded.config.pad_token_id = tokenizer.pad_token_id
     return loaded
 
 
-class OwnClassScorer(BatchedScorer):
+class OwnClassScorer(StockScorer):
     """Rewards of a model with a custom class."""
-
-    def __init__(self, model: nn.Module, encoder: ConversationEncoder, layout: Layout, options: ScoreOptions) -> None:
-        super().__init__(encoder, layout, options)
-        self.model, self.objective = model, options.objective
 
     def _score_batch(self, batch: SequenceBatch) -> Tensor:
         output = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-        return reward_of(output, len(batch.input_ids), self.objective)
+        return reward_of(output, len(batch.input_ids), self.options.objective)
 
 
 def reward_of(output: Any, sequences: int, objective: int | None = None) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +90,8 @@ def choose_layout(
 _FAR_ROW = "hafrm_far_row"
 _UNREACHED = "its layers are not reached through transformers' attention interface"
 _LONG = 4096  # tokens of the longest test sequence
-_LENGTHS = ((9, (5, 12)), (3, (7, 1)))  # lengths of the prompt and of the responses of each test group
+_Lengths = tuple[tuple[int, tuple[int, ...]], ...]
+_LENGTHS: _Lengths = ((9, (5, 12)), (3, (7, 1)))  # lengths of the prompt and of the responses of each test group
 
 
 @torch.no_grad()
@@ -111,8 +112,10 @@ def probe_packing(model: HybridModel, *, max_length: int) -> str | None:
     before = model.config._attn_implementation
     with evaluating(model):
         try:
-            reason = _hidden_rule(model, max_length) or _difference(model, before)
-            reason = reason or _long_difference(model, before, min(max_length, _LONG))
+            # long sequences too, for models that treat distant tokens differently
+            distant = ((max(1, min(max_length, _LONG) - 8), (8, 5)),)
+            reason = _hidden_rule(model, max_length) or _difference(model, before, _LENGTHS, ("packed", "padded"))
+            reason = reason or _difference(model, before, distant, ("packed",))
         except Exception as error:  # models can fail in any way on unexpected arguments
             reason = f"it fails with {type(error).__name__}: {first_line(error)}"
         if reason is not None:
@@ -135,7 +138,7 @@ def probe_padding(model: HybridModel, *, pad_token_id: int, side: str = "right")
     batch = pad_rows(groups, pad_token_id=pad_token_id, padding_side=side)
     with evaluating(model):
         truth = _alone(model, groups)
-        errors = torch.stack(tuple(map(_relative_error, _states_by_sequence(model, batch), truth)))
+        errors = _errors(_states_by_sequence(model, batch), truth)
     # Counted padding affects several rows; a single row may differ because of a near-tie between experts.
     error, tolerance = errors.sort().values[-2].item(), _tolerance(truth[0].dtype)
     if error <= tolerance:
@@ -143,40 +146,27 @@ def probe_padding(model: HybridModel, *, pad_token_id: int, side: str = "right")
     return f"a padded row gives different states than its sequence alone (by {error:.2g}, over {tolerance:g})"
 
 
-def _difference(model: HybridModel, stock: str) -> str | None:
+def _difference(model: HybridModel, stock: str, lengths: _Lengths, layouts: Collection[str]) -> str | None:
     """Return why states differ from those of separate sequences, or None; leaves the packed implementation set."""
-    groups = random_groups(model)
-    pad = groups[0].prompt[0]
+    groups = random_groups(model, lengths=lengths)
     model.stock_lm.set_attn_implementation(stock)
     truth = _alone(model, groups)
     model.stock_lm.set_attn_implementation(PACKED_ATTENTION)
     if not model.supports_packing:
         return _UNREACHED
-    for layout, batch in (("packed", pack_rows(groups)), ("padded", pad_rows(groups, pad_token_id=pad))):
-        if reason := _too_far(layout, _states_by_sequence(model, batch), truth):
-            return reason
+    tolerance = _tolerance(truth[0].dtype)
+    for layout in layouts:
+        batch = Layout(layout == "packed", groups[0].prompt[0]).batch(groups)
+        error = _errors(_states_by_sequence(model, batch), truth).max().item()
+        if not error <= tolerance:  # also if it is NaN
+            size = f"by {error:.2g}, over {tolerance:g}"
+            return f"{layout} rows give different states than its own attention does ({size})"
     return None
 
 
-def _long_difference(model: HybridModel, stock: str, length: int) -> str | None:
-    """Do the same for a group of long sequences, for models that treat distant tokens differently."""
-    groups = random_groups(model, lengths=((max(1, length - 8), (8, 5)),))
-    model.stock_lm.set_attn_implementation(stock)
-    truth = _alone(model, groups)
-    model.stock_lm.set_attn_implementation(PACKED_ATTENTION)
-    return _too_far("packed", _states_by_sequence(model, pack_rows(groups)), truth)
-
-
-def _too_far(layout: str, states: list[Tensor], truth: list[Tensor]) -> str | None:
-    error, tolerance = _largest_error(states, truth), _tolerance(truth[0].dtype)
-    if error <= tolerance:
-        return None
-    return f"{layout} rows give different states than its own attention does (by {error:.2g}, over {tolerance:g})"
-
-
-def _largest_error(states: list[Tensor], truth: list[Tensor]) -> float:
-    """Return the maximum of the sequences' errors; NaN if any is."""
-    return torch.stack(tuple(map(_relative_error, states, truth))).max().item()
+def _errors(states: Sequence[Tensor], truth: Sequence[Tensor]) -> Tensor:
+    """Return the relative error of each sequence's states, [S]."""
+    return torch.stack(tuple(map(_relative_error, states, truth)))
 
 
 def _alone(model: HybridModel, groups: Sequence[TokenGroup]) -> list[Tensor]:
@@ -185,7 +175,7 @@ def _alone(model: HybridModel, groups: Sequence[TokenGroup]) -> list[Tensor]:
     return [_states_by_sequence(model, pad_rows([group], pad_token_id=group.prompt[0]))[0] for group in alone]
 
 
-def random_groups(model: HybridModel, *, lengths: Sequence[tuple[int, tuple[int, ...]]] = _LENGTHS) -> list[TokenGroup]:
+def random_groups(model: HybridModel, *, lengths: _Lengths = _LENGTHS) -> list[TokenGroup]:
     """Create groups of random tokens for tests, without using training's random generators.
 
     Args:

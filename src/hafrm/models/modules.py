@@ -121,18 +121,11 @@ def _leaves(output: Tensor) -> Iterator[Tensor]:
         waiting += [before for before, _ in node.next_functions]
 
 
-def not_finite(weights: Iterable[tuple[str, Tensor]]) -> str | None:
-    """Return the name of the first weight with a NaN or an infinity; None if all are finite."""
-    for name, weight in weights:
-        if weight.is_floating_point() and not torch.isfinite(weight.detach()).all():
-            return name
-    return None
-
-
 def require_finite(weights: Iterable[tuple[str, Tensor]], place: object) -> None:
     """Raise ModelError if a weight is not finite; `place` says in the message where the weights come from."""
-    if name := not_finite(weights):
-        raise ModelError(
-            f"{place}: the weight {name} has values that are not finite (NaN or infinity), so all scores of the model "
-            "would be wrong. Use an earlier checkpoint, or another copy of the model."
-        )
+    for name, weight in weights:
+        if weight.is_floating_point() and not torch.isfinite(weight.detach()).all():
+            raise ModelError(
+                f"{place}: the weight {name} has values that are not finite (NaN or infinity), so all scores of the "
+                "model would be wrong. Use an earlier checkpoint, or another copy of the model."
+            )

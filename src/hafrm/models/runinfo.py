@@ -127,6 +127,12 @@ def is_run(model: str | Path) -> bool:
     return (Path(model) / RUN_FILE).is_file()
 
 
+def checkpoint_folders(run: Path) -> dict[int, Path]:
+    """Return a run's checkpoints by step, in order."""
+    found = {path.name.removeprefix("checkpoint-"): path for path in run.glob("checkpoint-*") if path.is_dir()}
+    return {int(step): found[step] for step in sorted(filter(str.isdecimal, found), key=int)}
+
+
 def run_info(model: str | Path) -> RunInfo | None:
     """Return the description in the folder of a run or checkpoint; None for other models.
 
@@ -284,9 +290,8 @@ def require_finished(folder: Path) -> None:
     if (read_json(folder / "manifest.json") or {}).get("status") != "running":
         _require_list(folder)
         return
-    steps = [path.parent.name.removeprefix("checkpoint-") for path in folder.glob(f"checkpoint-*/{RUN_FILE}")]
-    newest = max((int(step) for step in steps if step.isdecimal()), default=None)
-    remedy = "To finish it," if newest is None else f"Use its newest checkpoint, {folder / f'checkpoint-{newest}'}, or"
+    newest = next(filter(is_run, reversed(checkpoint_folders(folder).values())), None)
+    remedy = "To finish it," if newest is None else f"Use its newest checkpoint, {newest}, or"
     raise ModelError(f"{folder} contains an unfinished run. {remedy} run the same training command again.")
 
 

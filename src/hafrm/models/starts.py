@@ -154,12 +154,8 @@ def _head(model: str, init: HeadInit, *, trust_remote_code: bool) -> tuple[Liter
     """Return how the reward head starts, and a line that describes it."""
     if init in ("normal", "zero"):
         return init, f"reward head: fresh ({init})"
-    head = kept_head(model, trust_remote_code=trust_remote_code)
+    head = kept_head(model, required=init == "keep", trust_remote_code=trust_remote_code)
     if head is None:
-        if init == "keep":
-            raise ModelError(
-                f"head_init: {model} has no reward head to keep. Leave head_init out, or set it to normal."
-            )
         return "normal", "reward head: fresh (normal), because the model has none"
     bias = f"; its bias of {head.bias:.3g} is dropped, which shifts all rewards equally" if head.bias else ""
     return "keep", f"reward head: kept ({head.name} of {head.file}){bias}"

@@ -223,7 +223,9 @@ def attach_adapters(model: PreTrainedModel, source: AdapterSource, *, head: str 
     config.modules_to_save = [*saved_whole, *([head] if head else [])] or None
     config.task_type, config.inference_mode = None, True
     if head is None:
-        state = {name: tensor for name, tensor in state.items() if _module(name) not in _HEADS}
+        state = {
+            name: tensor for name, tensor in state.items() if name.removeprefix(_PREFIX).split(".", 1)[0] not in _HEADS
+        }
     _grow_embeddings(model, state)
     with quiet_peft():
         adapted = cast(PeftModel, get_peft_model(model, config))
@@ -255,10 +257,6 @@ def merged_into(model: PreTrainedModel, source: AdapterSource) -> PreTrainedMode
             f"The adapters in {source.folder} are of a type that can't be merged into weights. Use LoRA adapters."
         )
     return cast(PreTrainedModel, merge())
-
-
-def _module(name: str) -> str:
-    return name.removeprefix(_PREFIX).split(".", 1)[0]
 
 
 def _grow_embeddings(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> None:

@@ -135,7 +135,14 @@ def _openings(tokenizer: Any, before: tuple[Prompt, Sequence[Message]], rendered
             (text,) = render(tokenizer, [before], opening=opening)
         except TemplateRefusalError:  # the template may refuse these turns alone
             continue
-        yield sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(text, rendered, strict=False)))
+        yield common_beginning(text, rendered)
+
+
+def common_beginning(first: str, second: str) -> int:
+    """Return the length of the common beginning of two texts."""
+    if second.startswith(first):
+        return len(first)
+    return sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(first, second, strict=False)))
 
 
 def _spans(

@@ -23,6 +23,7 @@ from hafrm.models.checksums import ADAPTER_FILE, require_listed, save_checksums
 from hafrm.models.generating import prompt_ids
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.options import chat_template
+from hafrm.models.runinfo import checkpoint_folders
 from hafrm.models.stock import load_adapters, loading, quiet_transformers
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.pairs import Prompt
@@ -72,12 +73,6 @@ def save_policy(model: HybridModel, tokenizer: Any, folder: Path) -> None:
                 stock.save_pretrained(place)
         tokenizer.save_pretrained(place)
         save_checksums(place)
-
-
-def checkpoint_folders(run: Path) -> dict[int, Path]:
-    """Return a run's checkpoints by step, in order."""
-    found = {path.name.removeprefix("checkpoint-"): path for path in run.glob("checkpoint-*")}
-    return {int(step): found[step] for step in sorted((s for s in found if s.isdecimal()), key=int)}
 
 
 def newest_checkpoint(run: Path) -> tuple[int, Path] | None:

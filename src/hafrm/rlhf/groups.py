@@ -123,19 +123,16 @@ class _Progress(TrainerCallback):
         control.should_save = self.job.config.is_checkpoint(state.global_step)
 
 
-class _Checksums(Trainer):
-    """Mixin for TRL's trainers that adds checksums to each checkpoint."""
+class _Ours(Trainer):
+    """Mixin for TRL's trainers that adds checksums to each checkpoint, and dense rewards."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the weights, then their checksums; the trainer's state, written last, marks a complete checkpoint."""
         super().save_model(output_dir, _internal_call)
         save_checksums(Path(output_dir or str(self.args.output_dir)))
 
-
-class _Dense(Trainer):
-    """Mixin for TRL's GRPO trainer that gives each token its own advantage, if rewards are dense."""
-
     def _generate_and_score_completions(self, inputs: Any) -> Any:
+        """Give each token its own advantage, if rewards are dense."""
         found = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
         (reward,) = cast(Any, self).reward_funcs
         if reward.early:
@@ -174,7 +171,7 @@ def train_groups(job: RlhfJob) -> RlhfResult:
     with quiet_transformers(), warnings.catch_warnings():
         # TRL uses deprecated names of transformers
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
-        trainer = type(trainer_class.__name__, (_Checksums, _Dense, trainer_class), {})(
+        trainer = type(trainer_class.__name__, (_Ours, trainer_class), {})(
             model=causal_lm,
             reward_funcs=reward,
             args=options(**_arguments(job.config)),

@@ -32,7 +32,7 @@ class PromptSet:
 
 
 def prompt_set(
-    names: Sequence[str], tokenizer: Any, *, max_tokens: int, options: ReadOptions | None = None, split: str = "train"
+    names: Sequence[str], tokenizer: Any, *, max_tokens: int, options: ReadOptions | None = None
 ) -> PromptSet:
     """Read prompts.
 
@@ -42,14 +42,13 @@ def prompt_set(
         tokenizer: The policy's tokenizer, prepared.
         max_tokens: Maximum tokens of a prompt, including the template's.
         options: What to do with invalid rows.
-        split: Which split of a named data set; a file is read whole.
 
     Raises:
         BadRowError: a row is invalid or refused by the chat template, and `on_bad_row` is not `skip`.
         DataError: there are no usable prompts.
     """
     options = options or ReadOptions()
-    read = load_prompts(names, options, split=split)
+    read = load_prompts(names, options, split="train")
     found = {row.prompt: row.id for row in read.rows}
     lengths = prompt_lengths(
         {place: prompt for prompt, place in found.items()},
@@ -61,12 +60,7 @@ def prompt_set(
         raise DataError(f"{', '.join(names)}: {_why_none(len(found), len(found) - len(lengths), max_tokens)}")
     account = {
         "sources": [
-            {
-                "name": report.name,
-                "kept": report.kept,
-                "sha256": report.sha256,
-                "skipped": dict(report.left_out),
-            }
+            {"name": report.name, "kept": report.kept, "sha256": report.sha256, "skipped": dict(report.left_out)}
             for report in read.reports
         ],
         "repeated": read.repeated,

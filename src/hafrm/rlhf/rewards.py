@@ -10,12 +10,12 @@ import math
 import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from itertools import accumulate, takewhile
+from itertools import accumulate
 from typing import Any
 
 from hafrm.errors import DataError, ModelError, RefusedError
 from hafrm.models.scorers import Scorer, rewards_of_the_rest
-from hafrm.models.tokens import TokenRewards
+from hafrm.models.tokens import TokenRewards, common_beginning
 from hafrm.pairs import Conversation, Message, Prompt
 from hafrm.rewards import DividedScorer
 from hafrm.rlhf.options import Dense, RlhfConfig
@@ -68,14 +68,8 @@ def token_ends(tokenizer: Any, ids: Sequence[int], text: str) -> list[int]:
         text: The response, without surrounding white space.
     """
     starts = tokenizer.batch_decode([ids[: end + 1] for end in range(len(ids))], skip_special_tokens=True)
-    return list(accumulate((_common(start.lstrip(), text) for start in starts), max))
-
-
-def _common(start: str, text: str) -> int:
-    """Return the length of the common beginning; a character's first bytes decode to another character."""
-    if text.startswith(start):
-        return len(start)
-    return sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(start, text, strict=False)))
+    # only the common beginning counts, because a character's first bytes decode to another character
+    return list(accumulate((common_beginning(start.lstrip(), text) for start in starts), max))
 
 
 def paid_by_token(rewards: TokenRewards, ends: Sequence[int], dense: Dense) -> list[float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from hafrm.rlhf.job import Progress, RlhfJob, RlhfResult, prompt_set
 from hafrm.rlhf.options import RlhfConfig
 from hafrm.rlhf.policy import new_policy, ready_policy
 from hafrm.rlhf.ppo import PpoTrainer
+from hafrm.training.arguments import launched_processes
 from hafrm.training.folders import claim_folder, hold_folder
 from hafrm.training.manifest import new_manifest, require_same_data, require_same_settings, resumed_manifest
 from hafrm.training.metrics import METRICS_FILE, add_metrics, keep_metrics
@@ -51,7 +51,7 @@ def rlhf(
     Raises:
         HafrmError: options, data or a model are unusable; the message says why and what to do.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launched_processes() > 1:
         raise ConfigError(
             "hafrm rlhf trains in one process. For several devices, use OpenRLHF or verl with `hafrm serve` as their "
             "reward, as described in docs/rlhf.md."

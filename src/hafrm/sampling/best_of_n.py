@@ -12,7 +12,7 @@ from hafrm import atomic
 from hafrm.data.simulated import simulated_reward_name
 from hafrm.errors import DataError
 from hafrm.evaluation.parts import PARTS, Part
-from hafrm.evaluation.scoring import scored_chunks
+from hafrm.evaluation.scoring import scored_chunks, split_outcomes
 from hafrm.judging.judges import ranks_of
 from hafrm.judging.options import Budget
 from hafrm.models.options import ScoreOptions, ScorerChoice
@@ -136,12 +136,7 @@ class _Job:
             self.progress(name, before + done)
 
         for row, outcomes in scored_chunks(scorer, rows, on_bad_row=on_bad_row, progress=progress):
-            yield CandidateScore(
-                model=name,
-                id=row.id,
-                rewards=[None if isinstance(outcome, str) else outcome for outcome in outcomes],
-                unscored=next((outcome for outcome in outcomes if isinstance(outcome, str)), ""),
-            )
+            yield CandidateScore(name, row.id, *split_outcomes(outcomes))
 
 
 def _scored_rows(

@@ -172,6 +172,11 @@ def _typed(name: str, value: Any) -> Any:
     return value
 
 
+def launched_processes() -> int:
+    """Return the number of processes that `torchrun` or `accelerate launch` started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def pairs_per_step(values: Mapping[str, Any], processes: int) -> int:
     """Return the number of pairs of one optimizer step.
 
@@ -195,7 +200,6 @@ def total_steps(values: Mapping[str, Any], pairs: int) -> int:
     )
     if steps > 0:
         return int(steps)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun and accelerate
-    batches = math.ceil(pairs / (values["per_device_train_batch_size"] * processes))
+    batches = math.ceil(pairs / (values["per_device_train_batch_size"] * launched_processes()))
     whole: int = math.ceil(epochs * max(1, math.ceil(batches / accumulated)))
     return whole

@@ -18,6 +18,11 @@ from hafrm.training.metrics import METRICS_FILE, add_metrics, keep_metrics, read
 
 Logs = dict[str, float] | None
 
+_PAGE_EVERY_S = 5.0
+"""Minimum seconds between two writes of a page; one that takes long to write is written less often."""
+_LINE_EVERY_S = 10.0
+"""Minimum seconds between two progress lines without a terminal."""
+
 
 class MetricsFile(TrainerCallback):
     """Appends every log line of training to `metrics.jsonl`; on resuming, first drops the lines after the checkpoint.
@@ -88,13 +93,10 @@ class LivePage(TrainerCallback):
     Args:
         write: Writes the page, given the number of steps of the run, or None once training has ended.
         say: Called with the warning.
-        every_s: Minimum seconds between two writes; a page that takes long to write is written less often.
     """
 
-    def __init__(
-        self, write: Callable[[int | None], object], say: Callable[[str], None], *, every_s: float = 5.0
-    ) -> None:
-        self.write, self.say, self.every_s = write, say, every_s
+    def __init__(self, write: Callable[[int | None], object], say: Callable[[str], None]) -> None:
+        self.write, self.say = write, say
         self.began = False
         """Whether training began in this process, and this process writes the page."""
         self._given_up = False
@@ -120,7 +122,7 @@ class LivePage(TrainerCallback):
         if self.began and now >= self._next:
             self.update(state.max_steps)
             taken = time.monotonic() - now
-            self._next = now + max(self.every_s, 100 * taken)
+            self._next = now + max(_PAGE_EVERY_S, 100 * taken)
 
     def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Write the page with the last step."""
@@ -140,9 +142,8 @@ class ConsoleProgress(TrainerCallback):
     If the best checkpoint is kept, the validation after training is labelled as that checkpoint's.
     """
 
-    def __init__(self, console: Console | None = None, *, every_s: float = 10.0) -> None:
+    def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
-        self.every_s = every_s
         self._bar: Progress | None = None
         self._last = 0.0
         self._began, self._first_step = 0.0, 0
@@ -168,7 +169,7 @@ class ConsoleProgress(TrainerCallback):
         text = _summary(logs, "eval_" if evaluated else "")
         if self._bar is not None and not evaluated:
             self._bar.update(self._task, completed=state.global_step, description=text)
-        elif evaluated or time.monotonic() - self._last >= self.every_s or state.global_step == state.max_steps:
+        elif evaluated or time.monotonic() - self._last >= _LINE_EVERY_S or state.global_step == state.max_steps:
             self._last = time.monotonic()
             best = best_step(state) if args.load_best_model_at_end and not self._training else None
             label = "validation" if evaluated else "training"

@@ -13,7 +13,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 
 from hafrm.errors import ConfigError
 from hafrm.numerics import is_bfloat16_fast
-from hafrm.training.arguments import pairs_per_step, total_steps
+from hafrm.training.arguments import launched_processes, pairs_per_step, total_steps
 from hafrm.training.config import BEST_METRICS, TrainConfig
 
 _NEED_A_MODEL = ("galore", "apollo", "lomo", "adalomo")
@@ -99,7 +99,7 @@ def _defaults(config: TrainConfig) -> dict[str, Any]:
     on_gpu = not on_cpu and torch.cuda.is_available()
     half = config.torch_dtype == torch.float32 and on_gpu
     free = config.dtype == "auto" and not {"bf16", "fp16"} & config.training.keys()
-    fast = free and on_cpu and os.environ.get("WORLD_SIZE", "1") == "1" and is_bfloat16_fast()
+    fast = free and on_cpu and launched_processes() == 1 and is_bfloat16_fast()
     return {
         "per_device_train_batch_size": 16,
         "per_device_eval_batch_size": 32,

@@ -5,7 +5,7 @@ Shape letters: B pairs, S sequences.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -109,7 +109,8 @@ class Objective:
         if not self.needs_log_probs or self.couples_pairs or not torch.is_grad_enabled():
             return None
 
-        firsts = dict(zip(_starts(s for s, _ in batch.units), _starts(p for _, p in batch.units), strict=True))
+        sizes = zip(*batch.units, strict=True)
+        firsts = dict(zip(*(accumulate(each, initial=0) for each in sizes), strict=True))  # pairs by sequences
 
         def slopes(log_probs: Tensor, first: int) -> Tensor:
             """Return the derivative in the log-probs of whole prompts' sequences, of which `first` is the first."""
@@ -238,11 +239,6 @@ def _pair_log_probs(
         lengths[chosen],
         lengths[rejected],
     )
-
-
-def _starts(sizes: Iterable[int]) -> list[int]:
-    """Return where each of the adjacent parts begins, and where the last one ends."""
-    return [0, *accumulate(sizes)]
 
 
 def _length_metrics(longer: Tensor, margin: Tensor) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from hafrm.errors import ConfigError
+from hafrm.training.arguments import launched_processes
 
 _UNLISTED = {"flyte"}
 """Trackers whose presence transformers can't check."""
@@ -22,26 +23,21 @@ def check_machine(training: Mapping[str, Any]) -> None:
     """Raise ConfigError if a tracker in `training` is not installed, or the processes would not find each other."""
     _require_trackers(training.get("report_to"))
     on_cpu = training.get("use_cpu") or str_to_bool(os.environ.get("ACCELERATE_USE_CPU", "false"))
-    if _launched() > 1 and not on_cpu and not torch.accelerator.is_available():
+    if launched_processes() > 1 and not on_cpu and not torch.accelerator.is_available():
         raise _apart(1)
 
 
 def require_all_processes(args: TrainingArguments) -> None:
     """Raise ConfigError unless accelerate sees as many processes as the launcher started."""
-    if _launched() != args.world_size:
+    if launched_processes() != args.world_size:
         raise _apart(args.world_size)
-
-
-def _launched() -> int:
-    """Return the number of processes that `torchrun` or `accelerate launch` started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _apart(seen: int) -> ConfigError:
     return ConfigError(
-        f"The launcher started {_launched()} processes (WORLD_SIZE), but accelerate sees {seen}: each would train "
-        "separately, all in one folder. Without a GPU, set training.use_cpu true; if you don't use a launcher, unset "
-        "WORLD_SIZE."
+        f"The launcher started {launched_processes()} processes (WORLD_SIZE), but accelerate sees {seen}: each would "
+        "train separately, all in one folder. Without a GPU, set training.use_cpu true; if you don't use a launcher, "
+        "unset WORLD_SIZE."
     )
 
 

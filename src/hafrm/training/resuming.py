@@ -20,7 +20,8 @@ from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from hafrm import atomic
 from hafrm.errors import DamagedError, HafrmError, ModelError
 from hafrm.models.checksums import checksums, require_checksums
-from hafrm.models.runinfo import RUN_FILE, RunInfo, require_undamaged
+from hafrm.models.runinfo import RUN_FILE, RunInfo, checkpoint_folders, require_undamaged
+from hafrm.store import read_json
 
 if TYPE_CHECKING:
     from hafrm.training.trainer import HybridTrainer
@@ -158,10 +159,8 @@ def list_training_state(checkpoint: Path) -> None:
 
 
 def _newest(run: Path, problem_of: Callable[[Path, int], str], say: Callable[[str], None]) -> Path | None:
-    names = (path.name.removeprefix("checkpoint-") for path in run.glob("checkpoint-*") if path.is_dir())
     damaged: DamagedError | None = None
-    for step in sorted((int(name) for name in names if name.isdecimal()), reverse=True):
-        folder = run / f"checkpoint-{step}"
+    for step, folder in reversed(checkpoint_folders(run).items()):
         try:
             problem = problem_of(folder, step)
         except HafrmError as error:
@@ -181,8 +180,8 @@ def _trainers_problem(folder: Path, step: int) -> str:
     The trainer's state is the last file that it writes. Under ZeRO the optimizer is in a folder `global_step*`, which
     may also contain the schedule.
     """
-    state = _state(folder)
-    if not isinstance(state, dict):
+    state = read_json(folder / TRAINER_STATE_NAME)
+    if state is None:
         return f"it is incomplete (no complete {TRAINER_STATE_NAME})"
     if state.get("global_step") != step:
         return f"{TRAINER_STATE_NAME} is of step {state.get('global_step')}"
@@ -192,13 +191,6 @@ def _trainers_problem(folder: Path, step: int) -> str:
     if not zero and not (folder / SCHEDULER_NAME).is_file():
         return f"it has no {SCHEDULER_NAME}"
     return "" if any(folder.glob("rng_state*.pth")) else "it has no rng_state.pth"
-
-
-def _state(folder: Path) -> Any:
-    try:
-        return json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
 
 
 def _listed_problem(folder: Path) -> str:

@@ -9,7 +9,7 @@ read as `judgebench@FILE`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
+from operator import methodcaller
 from typing import Any
 
 from hafrm.evaluation.suites.items import (
@@ -41,10 +41,6 @@ def _parse(reader: Row, part: str) -> Item:
     return two_responses(
         reader, "question", ("response_A", "response_B"), first, subset=reader.string("source"), key=key
     )
-
-
-def _begins_with(start: str, source: str) -> bool:
-    return source.startswith(start)
 
 
 def _submission(run: Mapping[str, str], scored: Scored) -> dict[str, Any]:
@@ -79,6 +75,8 @@ SUITE = Suite(
     parse=_parse,
     observe=pair_wins,
     chance=pair_chances,
-    scores=pooled_sections({name: partial(_begins_with, start) for name, start in _SECTIONS.items()}, subsets=True),
+    scores=pooled_sections(
+        {name: methodcaller("startswith", start) for name, start in _SECTIONS.items()}, subsets=True
+    ),
     submission=_submission,
 )

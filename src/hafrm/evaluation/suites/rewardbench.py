@@ -21,7 +21,7 @@ the package.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hafrm.errors import BadRowReason
@@ -35,6 +35,7 @@ from hafrm.evaluation.suites.items import (
     key_of,
     pair_chances,
     pair_wins,
+    pooled_score,
 )
 from hafrm.evaluation.suites.summary import model_summary
 from hafrm.rows import Row
@@ -101,8 +102,7 @@ def _scores(strata: Mapping[Stratum, int]) -> tuple[list[Score], list[str]]:
         absent = [subset for subset in subsets if subset not in present]
         missing += [section] if not held else [f"{section}: {subset}" for subset in absent]
         if held:
-            total = sum(held.values())
-            sections.append(Score("sections", section, {(s, _MEASURE): n / total for s, n in held.items()}))
+            sections.append(pooled_score("sections", section, {(s, _MEASURE): n for s, n in held.items()}))
     in_all = sum(_OVERALL[section.name] for section in sections)
     overall = {
         stratum: weight * _OVERALL[section.name] / in_all
@@ -112,18 +112,11 @@ def _scores(strata: Mapping[Stratum, int]) -> tuple[list[Score], list[str]]:
     ordered = [subset for subsets in _ALL_SECTIONS.values() for subset in subsets if subset in present]
     single = [Score("subsets", subset, {(subset, _MEASURE): 1.0}) for subset in ordered]
     pooled = [
-        Score("pooled", section, _pooled_weights(present, subsets))
+        pooled_score("pooled", section, {(s, _MEASURE): present[s] for s in subsets if s in present})
         for section, subsets in SECTIONS.items()
         if present.keys() & subsets.keys()
     ]
     return [Score("overall", "overall", overall), *sections, *pooled, *single], missing
-
-
-def _pooled_weights(present: Mapping[str, int], subsets: Iterable[str]) -> dict[Stratum, float]:
-    """Return each subset's share of a section's rows, so that every row has the same weight."""
-    counts = {subset: present[subset] for subset in subsets if subset in present}
-    total = sum(counts.values()) or 1
-    return {(subset, _MEASURE): count / total for subset, count in counts.items()}
 
 
 def _submission(run: Mapping[str, str], scored: Scored) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from hafrm import atomic
 from hafrm.data import OnBadRow
 from hafrm.errors import ConfigError
-from hafrm.evaluation.scoring import response_length, scored_chunks
+from hafrm.evaluation.scoring import response_length, scored_chunks, split_outcomes
 from hafrm.evaluation.suites.items import Item, ItemSet, ListScore
 from hafrm.models.scorers import Scorer
 from hafrm.store import LineFile
@@ -35,6 +35,7 @@ def score_items(
 ) -> Iterator[ListScore]:
     """Score all responses of every item; see `score_pairs`."""
     for item, outcomes in scored_chunks(scorer, items, on_bad_row=on_bad_row, progress=progress):
+        rewards, unscored = split_outcomes(outcomes)
         yield ListScore(
             model=model,
             data=data,
@@ -43,9 +44,9 @@ def score_items(
             subset=item.subset,
             group=item.group,
             correct=item.correct,
-            rewards=[None if isinstance(outcome, str) else outcome for outcome in outcomes],
+            rewards=rewards,
             lengths=[response_length(response) for response in item.responses],
-            unscored=next((outcome for outcome in outcomes if isinstance(outcome, str)), ""),
+            unscored=unscored,
         )
 
 

@@ -8,11 +8,11 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
-from hafrm.evaluation.suites.items import ListScore, Observation, Score, Stratum, Suite
+from hafrm.evaluation.suites.items import Level, ListScore, Observation, Score, Stratum, Suite
 from hafrm.stats import Floats, few_groups, p_of_draws, resampled_means
 
 _RESAMPLES = 2000
@@ -104,10 +104,7 @@ def model_summary(suite: Suite, scores: Sequence[ListScore]) -> dict[str, Any]:
         "unscored": len(scores) - len(scored),
         "unscored_reasons": dict(Counter(score.unscored for score in scores if score.unscored)),
         "missing": [name for name in suite.scores(means.counts)[1] if name not in absent],
-        "overall": {},
-        "sections": {},
-        "pooled": {},
-        "subsets": {},
+        **{level: {} for level in get_args(Level)},
     }
     for score in _whole_scores(suite, scores, means):
         interval = means.ci95(score, means.draws(score))
@@ -153,7 +150,7 @@ def _means(observations: Sequence[Observation]) -> _Means:
 def _values(suite: Suite, observations: Sequence[Observation]) -> dict[str, dict[str, float | None]]:
     """Return a baseline's scores by level and name; None if a stratum's mean is unknown."""
     observed = {name: float(np.mean([r.value for r in rows])) for name, rows in _by_stratum(observations).items()}
-    values: dict[str, dict[str, float | None]] = {"overall": {}, "sections": {}, "pooled": {}, "subsets": {}}
+    values: dict[str, dict[str, float | None]] = {level: {} for level in get_args(Level)}
     for score in suite.scores(_counts(observations))[0] if observed else ():
         value = _Means(observed).value(score)
         values[score.level][score.name] = None if math.isnan(value) else value

@@ -42,7 +42,7 @@ class EvaluateConfig(ScorerChoice):
     calibration_data: str | None = None
     """Pairs to fit each model's temperature on, for the calibrated error; a named set's validation split is used."""
 
-    token_log_ratios: int = 20
+    token_log_ratios: int = option(20, least=0)
     """Number of pairs per model and data set, worst mistakes first, whose tokens the page colours by log pi - log
     pi_ref, with the reward of the response so far if the reward head was trained too. Needs a model with a policy head,
     and its reference on this machine. 0 turns it off.
@@ -63,8 +63,7 @@ class EvaluateConfig(ScorerChoice):
             endpoint_of(model)  # check the URL before the model's name, which may contain a password, is in any message
             if all(map(is_server, self.models)):  # otherwise the options apply to the other models
                 require_server_options(model, self, self.score)
-        if self.token_log_ratios < 0:
-            raise ConfigError(f"token_log_ratios must not be negative, got {self.token_log_ratios}")
+        check(self)
 
 
 @dataclass(frozen=True, kw_only=True)

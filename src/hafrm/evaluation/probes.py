@@ -140,7 +140,7 @@ def probe_scorer(
         DataError: no pair can be scored.
     """
     before = _rewards(scorer, pairs, [pair.rejected[-1].content for pair in pairs])
-    better = _of_chosen(scorer, pairs)
+    better = _scored(scorer, pairs, [pair.conversations[0] for pair in pairs])
     gaps = [abs(good - bad) for good, bad in zip(better, before, strict=True) if None not in (good, bad)]  # type: ignore[operator]
     if not gaps:
         raise DataError(f"{model} can score none of {len(pairs)} pairs. Raise score.max_length.")
@@ -175,10 +175,6 @@ def _probed(model: str, name: str, rows: Sequence[tuple[str, float, float, float
         lost=sum(value for _, value in lost) / len(lost) if lost else None,
         lost_ci95=bootstrap_interval([value for _, value in lost], [group for group, _ in lost]) if lost else None,
     )
-
-
-def _of_chosen(scorer: Scorer, pairs: Sequence[PreferencePair]) -> list[float | None]:
-    return _scored(scorer, pairs, [Conversation(pair.prompt, pair.chosen) for pair in pairs])
 
 
 def _rewards(scorer: Scorer, pairs: Sequence[PreferencePair], texts: Sequence[str]) -> list[float | None]:

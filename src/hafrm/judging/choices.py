@@ -294,7 +294,7 @@ def _other(choice: str) -> str:
 
 def _favoured(sentence: str, subject: str) -> tuple[str | None, str]:
     """Return the output that a sentence finally favours, if any, and the subject of its last clause."""
-    clauses = list(_clauses(sentence))
+    clauses = [clause for clause in _CLAUSES.split(sentence) if clause.strip()]
     asserted: str | None = None
     conceded: str | None = None
     for place, clause in enumerate(clauses):
@@ -306,10 +306,6 @@ def _favoured(sentence: str, subject: str) -> tuple[str | None, str]:
         else:
             asserted = favoured
     return asserted or conceded, subject
-
-
-def _clauses(sentence: str) -> Iterator[str]:
-    return (clause for clause in _CLAUSES.split(sentence) if clause.strip())
 
 
 def _compared(clause: str, subject: str) -> tuple[str | None, bool, str]:

@@ -312,15 +312,12 @@ def _is_part(part: Any, kind: str) -> bool:
 
 
 def _tokens(values: Mapping[str, Any], asked: str, said: str) -> list[int]:
-    """Return the tokens of a prompt and of its reply, as counted by the endpoint or else estimated."""
+    """Return the tokens of a prompt and of its reply, as counted by the endpoint or else overestimated."""
     usage = values.get("usage")
     counts = usage if isinstance(usage, dict) else {}
     return [
-        count if type(count := counts.get(name)) is int and 0 <= count < 2**53 else _tokens_at_most(text)
+        count
+        if type(count := counts.get(name)) is int and 0 <= count < 2**53
+        else len(text.encode(errors="replace")) // 3 + 1  # at most one per three bytes
         for name, text in (("prompt_tokens", asked), ("completion_tokens", said))
     ]
-
-
-def _tokens_at_most(text: str) -> int:
-    """Overestimate the tokens of a text: one per three bytes."""
-    return len(text.encode(errors="replace")) // 3 + 1

@@ -151,9 +151,6 @@ class JudgeConfig(ScorerChoice):
             raise ConfigError(f"--{' and --'.join(unread)} has no effect with `judge.kind: {kind}`. Leave it out.")
 
 
-_PER = 1_000_000  # vendors quote prices per million tokens
-
-
 @dataclass(frozen=True)
 class Prices:
     """Cost per million tokens, in the currency of the prices file."""
@@ -163,7 +160,7 @@ class Prices:
 
     def of(self, prompt_tokens: int, completion_tokens: int) -> float:
         """Return the cost of the given numbers of tokens."""
-        return (self.prompt * prompt_tokens + self.completion * completion_tokens) / _PER
+        return (self.prompt * prompt_tokens + self.completion * completion_tokens) / 1_000_000
 
     @classmethod
     def load(cls, path: str, model: str) -> Prices:

@@ -74,7 +74,7 @@ def _read(reply: str, responses: int, *, thought: bool, cut: bool) -> tuple[int,
         if cut:
             return Unscored.CUT_OFF
         return Unscored.ONLY_THINKING if thought or reply.strip() else Unscored.EMPTY_REPLY
-    bare = bare_choice(answer) is not None if responses == 2 else _is_bare_ranking(answer)
+    bare = bare_choice(answer) is not None if responses == 2 else not _AROUND.sub("", _OBJECT.sub("", answer))
     if cut and not bare:
         return Unscored.CUT_OFF
     if responses > 2:
@@ -116,11 +116,6 @@ def _read_ranking(reply: str, responses: int) -> tuple[int, ...] | Unscored:
     if wrong:
         return wrong[0]
     return rankings[0] if len(set(rankings)) == 1 else Unscored.AMBIGUOUS
-
-
-def _is_bare_ranking(reply: str) -> bool:
-    """Return whether a reply consists only of objects in lists or fences."""
-    return not _AROUND.sub("", _OBJECT.sub("", reply))
 
 
 class _Fields(dict[str, Any]):

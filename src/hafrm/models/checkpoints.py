@@ -143,7 +143,8 @@ def save_adapter(model: HybridModel, tokenizer: Any, info: RunInfo, folder: Path
 @contextlib.contextmanager
 def _checkpoint(model: HybridModel, tokenizer: Any, info: RunInfo, folder: Path) -> Iterator[Path]:
     """Create a temporary folder whose files move to `folder` together with the tokenizer's, `hafrm.json` last."""
-    dtype = info.dtype or _loaded_dtype(model)  # before saving, which changes the config's dtype
+    # Before saving, which changes the config's dtype; in quantized models a few weights have another one.
+    dtype = info.dtype or str(getattr(model.config, "dtype", None) or model.stock_lm.dtype).removeprefix("torch.")
     with writing(folder), atomic.new_files(folder, last=RUN_FILE) as temporary:
         yield temporary
         tokenizer.save_pretrained(temporary)
@@ -367,8 +368,3 @@ def cast_weights(model: HybridModel, dtype: torch.dtype) -> None:
     for name, parameter in model.stock_lm.named_parameters():
         if ".lora_" not in name:
             parameter.data = parameter.data.to(dtype)
-
-
-def _loaded_dtype(model: HybridModel) -> str:
-    """Return the dtype in which a model was loaded; in quantized models a few weights have a different one."""
-    return str(getattr(model.config, "dtype", None) or model.stock_lm.dtype).removeprefix("torch.")

@@ -120,11 +120,6 @@ class SavedHead:
         return 1 if self.weight is None else self.weight.shape[0]
 
     @property
-    def of_classifier(self) -> bool:
-        """Whether the head is named like a sequence classifier's instead of a value head."""
-        return self.name.removeprefix(_UNDER) not in _VALUE_HEADS
-
-    @property
     def problem(self) -> str:
         """Why this is not a linear layer with one label, as a clause after "it"; empty if it is one."""
         if self.weight is None:
@@ -215,7 +210,7 @@ def kept_head(model: str, *, required: bool = False, trust_remote_code: bool = F
             )
         return None
     problem = f"has {len(head.hidden) + 1} layers ({head.name})" if head.hidden else head.problem
-    if not problem and head.bias and head.of_classifier:
+    if not problem and head.bias and head.name.removeprefix(_UNDER) not in _VALUE_HEADS:
         problem = f"has a bias ({head.names[0]})"
     if problem:
         raise ModelError(

@@ -318,7 +318,11 @@ class HybridScorer(BatchedScorer):
         """
         if self.reference is None:
             raise ModelError("Per-token log-ratios need a reference policy. Give one with `--reference`.")
-        return [None if found is None else found[1] for found in self._by_token(conversations)]
+        terms = self.token_terms(self._encoded(conversations))
+        tokenizer = self.encoder.tokenizer
+        return [
+            self._aligned(terms[i], talk, tokenizer) if i in terms else None for i, talk in enumerate(conversations)
+        ]
 
     @torch.inference_mode()
     def prefix_rewards(self, conversations: Sequence[Conversation]) -> list[PrefixRewards | None]:
@@ -343,34 +347,14 @@ class HybridScorer(BatchedScorer):
         mean log-prob.
         """
         self.require_divisible()
-        return [
-            None if found is None else self._divided(*found, conversation)
-            for found, conversation in zip(self._by_token(conversations), conversations, strict=True)
-        ]
+        terms = self.token_terms(self._encoded(conversations))
+        tokenizer = self.encoder.tokenizer
+        return [self.divided(terms[i], talk, tokenizer) if i in terms else None for i, talk in enumerate(conversations)]
 
     def require_divisible(self) -> None:
         """Raise ModelError unless rewards can be divided among tokens."""
         if not (self.ratio_weight or self.by_prefix):
             raise ModelError(f"The reward head gives whole rewards only. Rewards of tokens need {POLICY_HEAD}.")
-
-    def _divided(self, reward: float, terms: TokenRatios | None, conversation: Conversation) -> TokenRewards:
-        if terms is None:
-            return TokenRewards(tuple(((turn.content, None),) for turn in conversation.response), 0.0, reward)
-        weight = self.ratio_weight or self.reward_weight
-        turns = tuple(
-            tuple((text, None if value is None else weight * value) for text, value in pieces) for pieces in terms.turns
-        )
-        return TokenRewards(turns, weight * terms.template, reward)
-
-    def _by_token(self, conversations: Sequence[Conversation]) -> list[tuple[float, TokenRatios | None] | None]:
-        """Return each conversation's reward with its tokens' terms, None where they can't be aligned with the text;
-        None for an over-long conversation.
-        """
-        terms = self.token_terms(self._encoded(conversations))
-        found: list[tuple[float, TokenRatios | None] | None] = [None] * len(conversations)
-        for row, each in terms.items():
-            found[row] = (each.reward, self._aligned(each, conversations[row], self.encoder.tokenizer))
-        return found
 
     @torch.inference_mode()
     def token_terms(self, encoded: Mapping[int, TokenGroup]) -> dict[int, TokenTerms]:
@@ -401,7 +385,15 @@ class HybridScorer(BatchedScorer):
 
     def divided(self, terms: TokenTerms, conversation: Conversation, tokenizer: Any) -> TokenRewards:
         """Divide a reward among the texts of a response, with a tokenizer that no other thread uses meanwhile."""
-        return self._divided(terms.reward, self._aligned(terms, conversation, tokenizer), conversation)
+        ratios = self._aligned(terms, conversation, tokenizer)
+        if ratios is None:
+            return TokenRewards(tuple(((turn.content, None),) for turn in conversation.response), 0.0, terms.reward)
+        weight = self.ratio_weight or self.reward_weight
+        turns = tuple(
+            tuple((text, None if value is None else weight * value) for text, value in pieces)
+            for pieces in ratios.turns
+        )
+        return TokenRewards(turns, weight * ratios.template, terms.reward)
 
     def _aligned(self, terms: TokenTerms, conversation: Conversation, tokenizer: Any) -> TokenRatios | None:
         return align_with_text(tokenizer, conversation, terms.start, terms.ids, terms.values)

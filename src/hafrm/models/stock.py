@@ -180,12 +180,17 @@ def require_decoder(causal_lm: PreTrainedModel, model: str) -> None:
 def _load_merged(
     adapters: AdapterSource, load: Callable[..., PreTrainedModel], dtype: torch.dtype | None
 ) -> PreTrainedModel:
-    """Merge adapters into their base in at least float32, then round to the original dtype."""
+    """Merge adapters, without a reward head, into their base in at least float32; round to the original dtype."""
     base = load(adapters.base, dtype=dtype)
     rounded = base.dtype
     cast(nn.Module, base).to(torch.promote_types(rounded, torch.float32))
     with loading("adapters", str(adapters.folder)):
-        merged = merged_into(base, adapters)
+        merge = getattr(attach_adapters(base, adapters).base_model, "merge_and_unload", None)
+        if merge is None:
+            raise ModelError(
+                f"The adapters in {adapters.folder} are of a type that can't be merged into weights. Use LoRA adapters."
+            )
+        merged = cast(PreTrainedModel, merge())
     cast(nn.Module, merged).to(rounded)
     return merged
 
@@ -243,20 +248,6 @@ def load_adapters(model: nn.Module, state: dict[str, torch.Tensor], folder: Path
     lost = [name for name in report.missing_keys if ".lora_" in name or ".modules_to_save." in name]
     if unmatched := [*report.unexpected_keys, *lost]:
         raise ModelError(f"The adapters in {folder} do not match {base}: {unmatched[0]} is missing from one of them.")
-
-
-def merged_into(model: PreTrainedModel, source: AdapterSource) -> PreTrainedModel:
-    """Merge saved adapters into a model's weights, in place, ignoring their reward head.
-
-    Raises:
-        ModelError: the adapters do not fit the model, or are of a kind that can't be merged.
-    """
-    merge = getattr(attach_adapters(model, source).base_model, "merge_and_unload", None)
-    if merge is None:
-        raise ModelError(
-            f"The adapters in {source.folder} are of a type that can't be merged into weights. Use LoRA adapters."
-        )
-    return cast(PreTrainedModel, merge())
 
 
 def _grow_embeddings(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> None:

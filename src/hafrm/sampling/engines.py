@@ -181,18 +181,14 @@ class VllmGenerator:
 
     def draw(self, prompts: Sequence[Prompt], seeds: Sequence[int], n: int) -> list[list[Draw]]:
         """See `Generator`."""
+        options = self.options
+        drawing = {"temperature": options.temperature, "top_p": options.top_p, "max_tokens": options.max_new_tokens}
         outputs = self.llm.generate(
             [{"prompt_token_ids": list(prompt_ids(self.tokenizer, prompt))} for prompt in prompts],
-            [self._params(seed, n) for seed in seeds],
+            [self.vllm.SamplingParams(n=n, seed=seed, **drawing) for seed in seeds],
             use_tqdm=False,
         )
         return [[self._draw(each) for each in output.outputs] for output in outputs]
-
-    def _params(self, seed: int, n: int) -> Any:
-        options = self.options
-        return self.vllm.SamplingParams(
-            n=n, seed=seed, temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_new_tokens
-        )
 
     def _draw(self, completion: Any) -> Draw:
         text = self.tokenizer.decode(completion.token_ids, skip_special_tokens=True)

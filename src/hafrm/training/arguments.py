@@ -73,7 +73,7 @@ _HARMLESS: dict[str, tuple[Any, ...]] = {
 }
 """Further harmless values, for fields where the default is not the only one."""
 
-_FREE_ON_RESUME = frozenset(
+FREE_ON_RESUME = frozenset(
     """
     report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id logging_strategy
     logging_steps logging_first_step logging_nan_inf_filter log_level log_level_replica log_on_each_node disable_tqdm
@@ -83,12 +83,7 @@ _FREE_ON_RESUME = frozenset(
     gradient_checkpointing_kwargs
     """.split()
 )
-
-
-def free_on_resume(name: str) -> bool:
-    """Return whether a field may change when a run is resumed: it affects logging or saving, but no result."""
-    return name in _FREE_ON_RESUME
-
+"""Fields that may change when a run is resumed: they affect logging or saving, but no result."""
 
 _NOT_BELOW_ZERO = (
     *("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "warmup_ratio"),

@@ -25,37 +25,11 @@ _LINE_EVERY_S = 10.0
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every log line of training to `metrics.jsonl`; on resuming, first drops the lines after the checkpoint.
+    """Appends every log line of training to `metrics.jsonl`, and reports each sign that the run does not learn, once.
 
-    What is logged after the last step (duration, validation of the kept checkpoint) belongs to no step and is left out;
-    the manifest records it.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / METRICS_FILE
-        self._training = False
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Drop the lines of steps that will be repeated."""
-        self._training = True
-        if state.is_world_process_zero:
-            keep_metrics(self.path, state.global_step)
-
-    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Logs = None, **kwargs: Any) -> None:
-        """Append one line."""
-        if self._training and state.is_world_process_zero and logs and "train_runtime" not in logs:
-            add_metrics(self.path, state.global_step, logs)
-
-    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Stop writing: what is logged after training belongs to no step."""
-        self._training = False
-
-
-class DoctorLines(TrainerCallback):
-    """Reports each sign that the run does not learn, once; see `hafrm.training.doctor`.
-
-    Args:
-        folder: The run's folder, whose metrics a resumed run reads, so that nothing is reported twice.
+    On resuming, it first drops the lines after the checkpoint. What is logged after the last step (duration, validation
+    of the kept checkpoint) belongs to no step and is left out; the manifest records it. For the signs, see
+    `hafrm.training.doctor`.
     """
 
     def __init__(self, folder: Path, circumstances: Circumstances, say: Callable[[str], None]) -> None:
@@ -63,24 +37,26 @@ class DoctorLines(TrainerCallback):
         self._training = False
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Read what an interrupted run has logged."""
+        """Drop the lines of steps that will be repeated, and read those of earlier steps."""
         self._training = True
-        if state.is_world_process_zero and state.global_step:
+        if state.is_world_process_zero:
+            keep_metrics(self.path, state.global_step)
             for row in read_metrics(self.path):
                 self.watch.add(row)
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Logs = None, **kwargs: Any) -> None:
-        """Report new signs."""
-        if self._training and state.is_world_process_zero and logs:
-            self._say(self.watch.add({**logs, "step": state.global_step}))
+        """Append one line, and report new signs."""
+        if self._training and state.is_world_process_zero and logs and "train_runtime" not in logs:
+            add_metrics(self.path, state.global_step, logs)
+            self._report(self.watch.add({**logs, "step": state.global_step}))
 
     def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Check once more."""
+        """Check once more, and stop writing: what is logged after training belongs to no step."""
         self._training = False
         if state.is_world_process_zero:
-            self._say(self.watch.finish())
+            self._report(self.watch.finish())
 
-    def _say(self, found: Sequence[Finding]) -> None:
+    def _report(self, found: Sequence[Finding]) -> None:
         for each in found:
             self.say(f"warning: step {each.step}: {each.check}: {each.text}.")
 

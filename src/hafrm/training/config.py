@@ -12,6 +12,7 @@ from hafrm.data import DataOptions, MemoryData, data_names_of
 from hafrm.errors import ConfigError
 from hafrm.losses import PLACKETT_LUCE
 from hafrm.models.options import HeadInit, LayoutChoice, LoraOptions, Method
+from hafrm.options import check, option
 from hafrm.pretraining.shape import LlamaShape
 from hafrm.training.loss import LossConfig
 
@@ -196,16 +197,16 @@ class PretrainConfig:
     shape: LlamaShape = field(default_factory=LlamaShape)
     """Size of a new model."""
 
-    tokenizer_texts: int = 20_000
+    tokenizer_texts: int = option(20_000, least=1)
     """New model: number of training texts that its tokenizer is trained on."""
 
     untie: bool = True
     """New model: give it a separate LM head, initially equal to its embeddings, like the paper's models."""
 
-    context: int | None = None
+    context: int | None = option(None, least=1)
     """Continued model: tokens per block. Default: the model's maximum."""
 
-    validation_blocks: int = 64
+    validation_blocks: int = option(64, least=1)
     """Maximum number of held-out blocks to evaluate."""
 
     training: dict[str, Any] = field(default_factory=dict)
@@ -218,11 +219,7 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if not self.data:
             raise ConfigError("data: name at least one file.")
-        for name in ("tokenizer_texts", "validation_blocks"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.context is not None and self.context < 1:
-            raise ConfigError(f"context must be at least 1, got {self.context}")
+        check(self)
         if self.model is None and self.context is not None:
             raise ConfigError("context has no effect on a new model: set shape.context.")
         if self.model is not None:

@@ -19,7 +19,7 @@ from hafrm import atomic
 from hafrm.errors import ConfigError
 from hafrm.models.runinfo import manifest_problem, versions
 from hafrm.store import changed_values, read_json, was
-from hafrm.training.arguments import free_on_resume
+from hafrm.training.arguments import FREE_ON_RESUME
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -32,7 +32,7 @@ _OF_A_START = ("started", "git_revision", "versions")
 """Fields that describe one start of the run: its time and the program versions."""
 
 _FREE_TO_CHANGE = {"overwrite", "out", "trust_remote_code", "data_options.tokens_per_batch"}
-"""Options that may differ when a run is resumed, in addition to some of transformers' (`free_on_resume`)."""
+"""Options that may differ when a run is resumed, in addition to some of transformers' (`FREE_ON_RESUME`)."""
 
 _SPLIT = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
 """Settings whose product is the number of pairs per step: each may change on resume, the product may not."""
@@ -205,7 +205,9 @@ def _resumable(effective: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_free(name: str) -> bool:
     first, _, rest = name.partition(".")
-    return not _FREE_TO_CHANGE.isdisjoint({first, name}) or (first == "training" and free_on_resume(rest.split(".")[0]))
+    return not _FREE_TO_CHANGE.isdisjoint({first, name}) or (
+        first == "training" and rest.split(".")[0] in FREE_ON_RESUME
+    )
 
 
 def _require_none(changes: str, what: str, folder: Path) -> None:

@@ -36,7 +36,7 @@ from hafrm.numerics import cpu_tuned
 from hafrm.stats import fit_combination
 from hafrm.training.arguments import pairs_per_step, total_steps
 from hafrm.training.batches import PairCollator
-from hafrm.training.callbacks import ConsoleProgress, DoctorLines, MetricsFile, best_step
+from hafrm.training.callbacks import ConsoleProgress, MetricsFile, best_step
 from hafrm.training.config import TrainConfig
 from hafrm.training.defaults import training_arguments
 from hafrm.training.doctor import circumstances_of
@@ -268,9 +268,8 @@ def _trainer(run: _Run, callbacks: Sequence[TrainerCallback], progress: ConsoleP
         eval_dataset=reference.dataset(run.data.eval) if run.data.eval is not None else None,
         live_reference=reference.live,
         callbacks=[
-            MetricsFile(run.folder),
             progress,
-            DoctorLines(run.folder, circumstances_of(run.manifest), progress.say),
+            MetricsFile(run.folder, circumstances_of(run.manifest), progress.say),
             *([EarlyStoppingCallback(config.early_stopping)] if config.early_stopping else []),
             *callbacks,
         ],

@@ -106,12 +106,9 @@ def _gap(score: ListScore) -> float:
 def _chance(scores: Sequence[ListScore]) -> list[Observation]:
     """Return 1 / N per item; NaN for Ties, whose margins depend on the distribution of random rewards."""
     best = [Observation((s.subset, _BEST), s.group, s.correct / len(s.lengths)) for s in scores if s.subset != TIES]
-    unknown = {observation.stratum for observation in _observe_ties(_with_any_rewards(scores))}
+    ties = [replace(s, rewards=[float(length) for length in s.lengths]) for s in scores if s.subset == TIES]
+    unknown = {observation.stratum for observation in _observe_ties(ties)}
     return best + [Observation(stratum, "", math.nan) for stratum in sorted(unknown)]
-
-
-def _with_any_rewards(scores: Sequence[ListScore]) -> list[ListScore]:
-    return [replace(s, rewards=[float(length) for length in s.lengths]) for s in scores if s.subset == TIES]
 
 
 def _scores(strata: Mapping[Stratum, int]) -> tuple[list[Score], list[str]]:

@@ -218,7 +218,6 @@ def summarise(
     """Compute results from raw scores.
 
     Args:
-        scores: The scores of all models on all data sets.
         calibration: The models' scores on calibration pairs, to which each model's temperature is fitted.
         no_log_odds: The models whose margins are not log-odds, because their loss was not the Bradley-Terry loss.
         words: Rewards of a bag of words, by data set and the pair's id.

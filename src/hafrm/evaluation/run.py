@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from hafrm import atomic
 from hafrm.data import PairSet, SourceReport, load_pairs
@@ -19,7 +19,16 @@ from hafrm.errors import ConfigError, HafrmError
 from hafrm.evaluation.options import EvaluateConfig
 from hafrm.evaluation.parts import PARTS, Part
 from hafrm.evaluation.results import Results, summarise, uncalibrated
-from hafrm.evaluation.scoring import RESULTS_FILE, SCORES_FILE, Kind, PairScore, RawScore, score_pairs, write_scores
+from hafrm.evaluation.scoring import (
+    RESULTS_FILE,
+    SCORES_FILE,
+    Kind,
+    PairScore,
+    RawScore,
+    Scorable,
+    score_pairs,
+    write_scores,
+)
 from hafrm.evaluation.suites import ItemSet, ListScore, load_suite, summarise_suite
 from hafrm.evaluation.suites.scoring import SUITES_FILE, require_submissions, score_items, write_submissions
 from hafrm.evaluation.tokens import TOKENS_FILE, token_lines, write_tokens
@@ -215,11 +224,6 @@ def _naming(model: str) -> Iterator[None]:
         raise
 
 
-class _Row(Protocol):
-    @property
-    def id(self) -> str: ...
-
-
 @dataclass
 class _Job:
     """A model to evaluate; it is only loaded if scores are missing."""
@@ -238,7 +242,7 @@ class _Job:
         self,
         name: str,
         reports: Iterable[SourceReport],
-        rows: Sequence[_Row],
+        rows: Sequence[Scorable],
         score_rows: Callable[..., Iterator[Kind]],
         kind: type[Kind],
         what: str,

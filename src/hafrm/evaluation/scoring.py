@@ -44,6 +44,16 @@ class Scorable(Protocol):
     """A row whose responses are scored together."""
 
     @property
+    def id(self) -> str:
+        """Id of the row: `source:row`."""
+        ...
+
+    @property
+    def group(self) -> str:
+        """The row's prompt group."""
+        ...
+
+    @property
     def conversations(self) -> tuple[Conversation, ...]:
         """One conversation per response."""
         ...

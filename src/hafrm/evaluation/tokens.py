@@ -69,9 +69,6 @@ def token_lines(
     """Return the log-ratios of the tokens of the worst mistakes, computing those that the folder lacks.
 
     Args:
-        scores: The scores of all models on all data sets.
-        sets: The pairs, by data set.
-        choice: Which of a model's scores is evaluated.
         options: How to run; special tokens are read as in training unless set otherwise.
         most: Maximum number of pairs for each model and data set.
         say: Called with a line if a model should have log-ratios but they can't be computed.

@@ -63,7 +63,6 @@ def require_unseen(
 
     Args:
         model: The model's name; only runs of hafrm record their training data.
-        reports: The reports on the evaluation data.
         split_seed: The seed of its splits.
         say: Called with a line if the model was trained on all pairs of a source.
 

@@ -12,12 +12,12 @@ import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
-from typing import Protocol
 
 import numpy as np
 from scipy import optimize, sparse
 from scipy.special import expit
 
+from hafrm.evaluation.scoring import Scorable
 from hafrm.pairs import Conversation, Message, PreferencePair
 from hafrm.stats import Floats, accuracy
 
@@ -34,25 +34,6 @@ FITTED_ON = f"fitted on the other four fifths of the same rows, drawn by prompt 
 """What the bag of words in an evaluation is fitted on."""
 _FEWEST = 50
 """Minimum number of rows for the bag of words in an evaluation."""
-
-
-class Compared(Protocol):
-    """A row with responses of which the first ones are better than the others."""
-
-    @property
-    def id(self) -> str:
-        """Id of the row."""
-        ...
-
-    @property
-    def group(self) -> str:
-        """The row's prompt group."""
-        ...
-
-    @property
-    def conversations(self) -> tuple[Conversation, ...]:
-        """One conversation per response."""
-        ...
 
 
 class BagOfWords:
@@ -79,7 +60,6 @@ def fit_words(train: Sequence[PreferencePair], validation: Sequence[PreferencePa
     """Fit the weights by the Bradley-Terry loss (Eq. 2), with the penalty that is best on validation pairs.
 
     Args:
-        train: Pairs to fit.
         validation: Pairs that choose the penalty; ties go to the larger one.
     """
     differences = [_difference(pair) for pair in train]
@@ -89,7 +69,7 @@ def fit_words(train: Sequence[PreferencePair], validation: Sequence[PreferencePa
     return BagOfWords({word: float(best[place]) for word, place in places.items()})
 
 
-def cross_fitted(rows: Sequence[Compared], better: Sequence[int]) -> dict[str, list[float]]:
+def cross_fitted(rows: Sequence[Scorable], better: Sequence[int]) -> dict[str, list[float]]:
     """Score the responses of rows by bags of words, each `FITTED_ON` rows without their prompts.
 
     Args:
@@ -115,7 +95,7 @@ def _fitted(differences: Sequence[dict[str, float]]) -> BagOfWords:
     return BagOfWords(dict(zip(places, map(float, weights), strict=True)))
 
 
-def _pairs(row: Compared, better: int) -> list[dict[str, float]]:
+def _pairs(row: Scorable, better: int) -> list[dict[str, float]]:
     """Return a row's differences of better and worse responses, each response in at least one."""
     counts = [_log_counts(each.response) for each in row.conversations]
     chosen, rejected = counts[:better], counts[better:]

@@ -56,11 +56,6 @@ _FATAL = {
 class EndpointJudge:
     """Asks an endpoint, with several questions in flight.
 
-    Args:
-        options: The endpoint, and how to ask it.
-        cache: Replies of this and earlier runs.
-        budget: The limits of this run.
-
     Raises:
         MissingExtraError: httpx is not installed.
         ConfigError: there is no API key.

@@ -49,7 +49,6 @@ def parse_reply(
     """Parse a reply about the given number of responses.
 
     Args:
-        reply: The judge's whole reply.
         responses: The number of responses in the question: two are a pair, more a ranking.
         thought: Whether the endpoint separated the judge's reasoning from its reply.
         finish_reason: Why the endpoint ended the reply, if it says so.

@@ -73,8 +73,6 @@ def load_items(data: str, mode: Mode, options: ReadOptions, *, split: str = "tes
         data: A file whose rows have `prompt` and `responses` (strings or chat messages; optional `models`, a name for
             each), or pairs; or the name of a data set.
         mode: `pair` takes two responses or a pair, `rank` four or eight responses.
-        options: What to do with invalid rows.
-        split: Which split of a named data set.
 
     Raises:
         BadRowError: a row is invalid, and `on_bad_row` is not `skip`.
@@ -96,8 +94,6 @@ def load_joined(ours: str, theirs: str, options: ReadOptions) -> Items:
 
     Args:
         ours: A file of rows with `prompt` and `responses`, or a folder of `hafrm sample`.
-        theirs: Another one.
-        options: What to do with rows that break the contract.
 
     Raises:
         DataError: there is no prompt that both answered.

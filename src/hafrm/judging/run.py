@@ -39,7 +39,6 @@ def judge_rows(
     """Judge the rows that have no verdict yet, and write `verdicts.jsonl` and `results.json`.
 
     Args:
-        config: The rows and the judge.
         budget: The limits at an endpoint, if several runs share them; by default those of the options.
         progress: Called with the number of rows that have a verdict, and the number of all rows.
         say: Called with a line if a stopped run is resumed.

@@ -54,11 +54,7 @@ _DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def checksums(folder: Path, *, but: Iterable[str] = ()) -> dict[str, str]:
-    """Compute the SHA-256 of each file in a folder and its subfolders, by relative path.
-
-    Args:
-        but: Relative paths to leave out.
-    """
+    """Compute the SHA-256 of each file in a folder and its subfolders, by relative path; leave out those in `but`."""
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     return {name: _file_digest(path) for name, path in files.items() if name not in set(but)}
 

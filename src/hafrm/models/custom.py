@@ -85,7 +85,6 @@ def reward_of(output: Any, sequences: int, objective: int | None = None) -> Tens
     """Read the rewards from a model's output, [S], in float32; see the module's docstring.
 
     Args:
-        sequences: The number S of sequences.
         objective: The objective to read from `logits` of shape [S, K]; None if there is only one.
 
     Raises:

@@ -37,7 +37,6 @@ def continuations(
         causal_lm: A stock causal LM, or a PEFT model around one.
         tokenizer: Its prepared tokenizer.
         prompts: Token ids.
-        processors: Applied to the logits, in order.
         **options: Fields of a generation config: the sampling method, and `max_new_tokens`.
     """
     wrapped: Any = causal_lm

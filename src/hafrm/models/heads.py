@@ -134,7 +134,6 @@ def find_head(model: str, *, trust_remote_code: bool = False) -> SavedHead | Non
 
     Args:
         model: Folder or hub id of a run, a classifier, a causal LM, or adapters for one.
-        trust_remote_code: Read a config that comes with custom code.
 
     Raises:
         ModelError: its files can't be read.

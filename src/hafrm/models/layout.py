@@ -127,10 +127,6 @@ def probe_packing(model: HybridModel, *, max_length: int) -> str | None:
 def probe_padding(model: HybridModel, *, pad_token_id: int, side: str = "right") -> str | None:
     """Test whether a model computes a padded row like its sequence alone.
 
-    Args:
-        model: The model, with its own attention.
-        pad_token_id: Fills the rows.
-
     Returns:
         None if it does; else the size of the difference, as a clause.
     """

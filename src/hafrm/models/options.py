@@ -238,12 +238,7 @@ class ScorerChoice:
         from hafrm.models.loading import load_scorer
 
         return load_scorer(
-            model,
-            head=self.head,
-            reference=self.reference,
-            combined_weight=self.combined_weight,
-            trust_remote_code=self.trust_remote_code,
-            options=options,
+            model, options=options, **{each.name: getattr(self, each.name) for each in fields(ScorerChoice)}
         )
 
 

@@ -75,11 +75,6 @@ def check_start(
 ) -> Start:
     """Raise unless a model can be trained and saved; return how training starts.
 
-    Args:
-        model: Folder or hub id.
-        rewards: Whether the reward head is trained.
-        log_probs: Whether the policy head is trained.
-
     Raises:
         ModelError: gives the reason.
         ConfigError: adapters are requested but there is nothing to adapt.
@@ -200,7 +195,6 @@ def new_model(
     Args:
         model: Folder or hub id of a causal LM, a classifier on one, a run, or adapters for any of these.
         tokenizer: Its prepared tokenizer (`load_tokenizer`): the embeddings grow if it has new tokens.
-        seed: Seed of a new reward head.
         dtype: Dtype of the weights; None keeps the checkpoint's.
         disable_dropout: Train the backbone without its own dropout, as in TRL: dropout makes log-ratios to a reference
             noisy. The saved config keeps its values, and adapters have `lora.dropout`.

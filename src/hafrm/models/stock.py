@@ -83,7 +83,6 @@ def load_whole(
 
     Args:
         stock_class: One of transformers' model or auto classes.
-        model: Folder or hub id.
         kind: The expected kind of model, in words.
         dtype: Dtype of the weights; None keeps the checkpoint's.
         optional: Returns the names of weights that may be missing from the loaded model; they are set to zero.

@@ -52,7 +52,6 @@ def load_tokenizer(
     """Load a model's tokenizer and prepare it; see `prepare_tokenizer`.
 
     Args:
-        model: Folder or hub id of a model.
         template: Chat template for a tokenizer without one; None raises an error for such tokenizers.
         instead: Chat template that replaces the tokenizer's own.
         say: Called with a line if hafrm's plain template is used because the tokenizer has none.

@@ -51,8 +51,6 @@ class GroupReward:
 
     Args:
         job: The prompts, which the data set's column `place` indexes.
-        scorer: Gives the rewards.
-        ends: The tokens that end a response.
     """
 
     __name__ = "reward"

@@ -41,7 +41,6 @@ def prompt_set(
             names of data sets of pairs.
         tokenizer: The policy's tokenizer, prepared.
         max_tokens: Maximum tokens of a prompt, including the template's.
-        options: What to do with invalid rows.
 
     Raises:
         BadRowError: a row is invalid or refused by the chat template, and `on_bad_row` is not `skip`.
@@ -89,7 +88,6 @@ def deal(count: int, batch_size: int, step: int, seed: int) -> list[int]:
     The result does not depend on earlier calls, so a resumed run gets the same prompts.
 
     Args:
-        count: Number of prompts.
         step: The step, from 1.
     """
     first = (step - 1) * batch_size
@@ -143,11 +141,7 @@ class RlhfJob:
         save_manifest(self.manifest, self.folder)
 
     def opening(self, done: int) -> str:
-        """Return the line that a run prints when it starts.
-
-        Args:
-            done: Number of steps that are already done.
-        """
+        """Return the line that a run prints when it starts, after `done` earlier steps."""
         config, overlong = self.config, self.prompts.account["overlong"]
         left_out = f" ({overlong} over {config.max_prompt_tokens} tokens left out)" if overlong else ""
         ahead = f"resumes after step {done}" if done else f"{config.steps} steps of {config.batch_size} responses"

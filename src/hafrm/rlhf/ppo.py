@@ -79,7 +79,6 @@ class PpoTrainer:
     """Trains a policy step by step.
 
     Args:
-        scorer: Gives the reward.
         gold: Scores for monitoring only.
 
     Raises:

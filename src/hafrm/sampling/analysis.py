@@ -20,8 +20,6 @@ from numpy.typing import ArrayLike
 
 from hafrm.stats import Floats, bootstrap_interval, top_k_hits
 
-__all__ = ["LONGEST", "RANDOM", "ScoredPrompt", "best_shares", "recall_hits", "summarise"]
-
 RANDOM, LONGEST = "random", "the longest response"
 """Names of the baselines: a random response, and the one with the most characters."""
 

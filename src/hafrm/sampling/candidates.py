@@ -91,7 +91,6 @@ def load_candidates(samples: str, options: ReadOptions) -> CandidateSet:
     Args:
         samples: The folder of a `hafrm sample`, or a file whose rows have `prompt` and `responses` (strings or chat
             messages; optional `counts`, and `group`). Equal responses are merged.
-        options: What to do with invalid rows.
 
     Raises:
         BadRowError: a row is invalid, and `on_bad_row` is not `skip`.

@@ -177,7 +177,6 @@ def pairs_per_step(values: Mapping[str, Any], processes: int) -> int:
 
     Args:
         values: The fields of TrainingArguments; missing ones count as 1.
-        processes: Number of processes that train.
     """
     sizes = ("per_device_train_batch_size", "gradient_accumulation_steps")
     return math.prod(int(values.get(name, 1)) for name in sizes) * processes

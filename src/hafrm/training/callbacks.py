@@ -24,6 +24,11 @@ _LINE_EVERY_S = 10.0
 """Minimum seconds between two progress lines without a terminal."""
 
 
+def print_line(text: str, console: Console | None = None) -> None:
+    """Print a line verbatim, by default on standard error: it may contain what rich takes for markup, such as paths."""
+    (console or Console(stderr=True)).print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 class MetricsFile(TrainerCallback):
     """Appends every log line of training to `metrics.jsonl`, and reports each sign that the run does not learn, once.
 
@@ -68,7 +73,6 @@ class LivePage(TrainerCallback):
 
     Args:
         write: Writes the page, given the number of steps of the run, or None once training has ended.
-        say: Called with the warning.
     """
 
     def __init__(self, write: Callable[[int | None], object], say: Callable[[str], None]) -> None:
@@ -163,8 +167,8 @@ class ConsoleProgress(TrainerCallback):
         return time_left(self._began, done, left) if self._training else ""
 
     def say(self, text: str) -> None:
-        """Print a line verbatim: paths and third-party messages may contain what rich takes for markup."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        """Print a line verbatim."""
+        print_line(text, self.console)
 
     def close(self) -> None:
         """Release the terminal, also after an error."""

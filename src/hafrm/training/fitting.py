@@ -44,7 +44,6 @@ def fitted_layout(
     """Choose the layout of batches, the same in all processes, and measure a step of it.
 
     Args:
-        model: The model on its device.
         measured: `measure` for a layout: it runs the model as in training, where a kernel can fail that passed the
             probe without gradients. None for sharded models, which can't run before the trainer has wrapped them.
         say: Called with the reason if batches are padded.
@@ -77,7 +76,6 @@ def tokens_per_batch(
 
     Args:
         config: The run's options; they decide if they name a number.
-        needs: The footprint of a step, if known.
         most: The number to use after a batch did not fit into memory.
     """
     usual = 1024 if args.device.type == "cpu" else 8192  # more hardly helps on a CPU
@@ -174,7 +172,6 @@ def fitting_tokens(needs: Footprint, free: int | None, usual: int) -> tuple[int,
     """Choose the tokens per forward pass by the free memory.
 
     Args:
-        needs: The footprint of a step.
         free: Free bytes, if known.
         usual: The number of tokens if memory is plentiful.
 

@@ -21,6 +21,7 @@ from hafrm.models.starts import Start, check_start, new_model
 from hafrm.models.tokenizers import load_tokenizer, prepare_tokenizer
 from hafrm.packing import pad_rows
 from hafrm.progress import ProgressLine
+from hafrm.training.callbacks import print_line
 from hafrm.training.config import TrainConfig
 from hafrm.training.defaults import pairs_needed
 from hafrm.training.opening import account_of
@@ -67,7 +68,7 @@ def load_data(config: TrainConfig, own_tokenizer: Any) -> tuple[RunData, Any]:
     """Read and encode the pairs; return them with the tokenizer: a copy of the caller's own, or the model's."""
     options = config.data_options
     console = Console(stderr=True, quiet=not PartialState().is_main_process)
-    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    say = partial(print_line, console=console)
     template = chat_template(config.chat_template, "chat_template")
     if own_tokenizer is None:
         tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code, instead=template, say=say)

@@ -47,7 +47,6 @@ def laplace_heads(
         model: The trained model, with one reward head.
         objective: The losses that trained it, for margins.
         rows: Indices of the pairs to learn from.
-        collator: How pairs become batches.
         count: K, an even number.
     """
     own = model.score.weight.detach()

@@ -50,7 +50,6 @@ def new_manifest(config: DataclassInstance, data: dict[str, Any], effective: dic
 
     Args:
         data: For training and validation data: sources with fingerprints, and counts of kept and dropped rows.
-        effective: The resolved settings; see `effective_settings`.
     """
     return {
         "format": 1,

@@ -20,11 +20,6 @@ def pair_order(
 ) -> PairOrder:
     """Return the order of a run's pairs.
 
-    Args:
-        args: The trainer's arguments, for the seed.
-        prompts: The prompt of each pair.
-        batch_by: See `DataOptions.batch_by`.
-
     Raises:
         ConfigError: pairs are to be visited sequentially and by prompt.
     """

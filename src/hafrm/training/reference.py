@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -60,8 +61,16 @@ class ReferenceSource:
         # The policy runs under autocast, so its reference must too; otherwise log-ratios would not start at zero.
         half = torch.bfloat16 if args.bf16 else torch.float16
         self._autocast = torch.autocast(args.device.type, dtype=half, enabled=args.bf16 or args.fp16)
-        self._model, self._layout, self._batch_size = model, layout, args.per_device_eval_batch_size
-        self._weights, self._tokens = weights, tokens
+        self._tokens = tokens
+        self._cached = partial(
+            ReferenceCache,
+            model,
+            layout=layout,
+            batch_size=args.per_device_eval_batch_size,
+            tokens=tokens,
+            cache=cache_folder("references"),
+            weights=weights,
+        )
         self._said: set[str] = set()  # avoids repeating a full disk's warning for every part
 
     def dataset(self, tables: PairTables, rows: Sequence[int] | None = None) -> PairDataset:
@@ -90,15 +99,7 @@ class ReferenceSource:
         prompts = responses_by_prompt(tables, rows)
         size = f"the reference log-probs, batches of {self._tokens} tokens"
         with line, self._autocast, enough_memory(size, _LESS_MEMORY, tokens=self._tokens):
-            cache = ReferenceCache(
-                self._model,
-                layout=self._layout,
-                batch_size=self._batch_size,
-                tokens=self._tokens,
-                cache=cache_folder("references"),
-                weights=self._weights,
-                say=say,
-            )
+            cache = self._cached(say=say)
             for start in range(0, len(prompts), _WINDOW):
                 window = prompts[start : start + _WINDOW]
                 groups = [TokenGroup(tables.prompt(p), tuple(map(tables.response, places))) for p, places in window]

@@ -13,7 +13,6 @@ from zipfile import ZipFile
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from rich.console import Console
 from transformers import Trainer, TrainerState
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 
@@ -22,6 +21,7 @@ from hafrm.errors import DamagedError, HafrmError, ModelError
 from hafrm.models.checksums import checksums, require_checksums
 from hafrm.models.runinfo import RUN_FILE, RunInfo, checkpoint_folders, require_undamaged
 from hafrm.store import read_json
+from hafrm.training.callbacks import print_line
 
 if TYPE_CHECKING:
     from hafrm.training.trainer import HybridTrainer
@@ -40,16 +40,11 @@ _READ_ON_RESUMING = re.compile(
 """Files of a checkpoint that transformers, accelerate and DeepSpeed look for when training resumes."""
 
 
-def _print(line: str) -> None:
-    Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
-
-
 def train_to_the_end(trainer: Trainer, folder: Path) -> None:
     """Train from the folder's last checkpoint, if any; if that is of the last step, only load it.
 
     Args:
         trainer: The trainer, made as for a new run.
-        folder: The folder of its checkpoints.
 
     Raises:
         DamagedError: a file of the last checkpoint is not as it was written.
@@ -65,7 +60,7 @@ def train_to_the_end(trainer: Trainer, folder: Path) -> None:
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
-def last_checkpoint(run: Path, say: Callable[[str], None] = _print) -> Path | None:
+def last_checkpoint(run: Path, say: Callable[[str], None] = print_line) -> Path | None:
     """Return the newest checkpoint of transformers' trainer that training can resume from, or None.
 
     Args:

@@ -36,7 +36,7 @@ from hafrm.numerics import cpu_tuned
 from hafrm.stats import fit_combination
 from hafrm.training.arguments import pairs_per_step, total_steps
 from hafrm.training.batches import PairCollator
-from hafrm.training.callbacks import ConsoleProgress, MetricsFile, best_step
+from hafrm.training.callbacks import ConsoleProgress, MetricsFile, best_step, print_line
 from hafrm.training.config import TrainConfig
 from hafrm.training.defaults import training_arguments
 from hafrm.training.doctor import circumstances_of
@@ -128,9 +128,7 @@ def _fewer_tokens(config: TrainConfig, error: NoMemoryError) -> int:
     chosen = config.data_options.tokens_per_batch or Objective(config.resolved_loss).couples_pairs
     if chosen or not tokens or several or read_once:
         raise error
-    progress = ConsoleProgress(Console(stderr=True))
-    progress.say(f"warning: {first_line(error)} Training continues with batches of {tokens} tokens.")
-    progress.close()
+    print_line(f"warning: {first_line(error)} Training continues with batches of {tokens} tokens.")
     return tokens
 
 

@@ -209,8 +209,6 @@ def two_responses(
     Args:
         prompt: Field of the prompt, text or messages.
         first: Which response is the correct one, 0 or 1; None for a tie, in which both are.
-        subset: The item's subset.
-        key: The item's id in the suite.
 
     Raises:
         BadRowError: a field is missing, empty or of the wrong type.

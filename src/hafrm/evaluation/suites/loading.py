@@ -35,7 +35,6 @@ def load_suite(name: str, options: ReadOptions = _DEFAULTS) -> ItemSet:
     Args:
         name: NAME or NAME@PATH. In a folder, files with the names of the suite's own files are read (for RewardBench
             also those of the Prior Sets, which are not downloaded from the hub), or all files if there are none.
-        options: How to treat bad rows.
 
     Raises:
         UnknownDataError: there is no such suite.

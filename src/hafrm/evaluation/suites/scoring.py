@@ -71,8 +71,6 @@ def write_submissions(
 
     Args:
         folder: The evaluation's folder, whose earlier files of this kind are removed.
-        suites: The suites, by name as given.
-        scores: The scores of all models.
         kinds: The type of each model, by its name: "Seq. Classifier" or "DPO", as on RewardBench's leaderboard.
         say: Called with a line for each model that did not score all items of a suite, and so gets no file.
     """

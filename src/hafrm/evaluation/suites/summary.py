@@ -50,7 +50,6 @@ def summarise_suite(
     """Compute the part of `results.json` about one suite.
 
     Args:
-        scores: The scores of all models on it.
         words: Rewards of a bag of words by the item's id; None or {} if there is none.
 
     Returns:

@@ -14,7 +14,7 @@ import pytest
 
 from hafrm.data import ReadOptions, load_pairs
 from hafrm.errors import BadRowError, ConfigError, DataError, UnknownDataError, UnreadableError
-from hafrm.evaluation.suites import SUITES, ListScore, chat_and_safety, load_suite, summarise_suite
+from hafrm.evaluation.suites import SUITES, ListScore, load_suite, summarise_suite
 from hafrm.evaluation.suites.rewardbench import SECTIONS
 from hafrm.evaluation.words import cross_fitted
 from tests.paths import TESTS
@@ -66,7 +66,6 @@ def test_rewardbench_weighs_subsets_by_their_prompts() -> None:
     assert "Chat" not in found["missing"]
     assert found["baselines"]["random"]["overall"]["overall"] == pytest.approx(0.5)
     assert values(found, "pooled") == pytest.approx({"Chat": 2 / 3, "Reasoning": 1 / 2})
-    assert chat_and_safety(scores) == pytest.approx({"Chat": 2 / 3})
 
 
 def test_pooled_accuracies_count_what_was_scored() -> None:
@@ -357,7 +356,6 @@ def test_a_model_that_scored_nothing_has_no_score() -> None:
     found = summary("rewardbench-2", [score("Math", [None] * 4)])
     assert found["models"]["m"]["missing"] == ["Math"]
     assert found["models"]["m"]["overall"] == found["models"]["m"]["sections"] == {}
-    assert chat_and_safety([]) == {}
 
 
 @pytest.mark.parametrize("name", SUITES)

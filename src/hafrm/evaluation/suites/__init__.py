@@ -2,7 +2,6 @@
 
 from hafrm.evaluation.suites.items import Item, ItemSet, ListScore, Suite
 from hafrm.evaluation.suites.loading import SUITES, load_suite
-from hafrm.evaluation.suites.rewardbench import chat_and_safety
 from hafrm.evaluation.suites.summary import summarise_suite
 
-__all__ = ["SUITES", "Item", "ItemSet", "ListScore", "Suite", "chat_and_safety", "load_suite", "summarise_suite"]
+__all__ = ["SUITES", "Item", "ItemSet", "ListScore", "Suite", "load_suite", "summarise_suite"]

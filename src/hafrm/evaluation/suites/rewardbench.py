@@ -27,7 +27,6 @@ from typing import Any
 from hafrm.errors import BadRowReason
 from hafrm.evaluation.suites.items import (
     Item,
-    ListScore,
     Score,
     Scored,
     Stratum,
@@ -37,7 +36,6 @@ from hafrm.evaluation.suites.items import (
     pair_wins,
     pooled_score,
 )
-from hafrm.evaluation.suites.summary import model_summary
 from hafrm.rows import Row
 
 SECTIONS: Mapping[str, Mapping[str, int]] = {
@@ -162,16 +160,3 @@ SUITE = Suite(
     scores=_scores,
     submission=_submission,
 )
-
-
-def chat_and_safety(scores: Sequence[ListScore]) -> dict[str, float]:
-    """Return the pooled accuracies of one model on Chat and Safety: "external" in Table 3 of the HAF-RM paper.
-
-    Args:
-        scores: One model's scores on RewardBench; those of other sections may be missing.
-
-    Returns:
-        Accuracies in [0, 1], by section; a section with an entirely unscored subset is left out.
-    """
-    pooled = model_summary(SUITE, scores)["pooled"]
-    return {name: pooled[name]["value"] for name in ("Chat", "Safety") if name in pooled}

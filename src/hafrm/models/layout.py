@@ -35,14 +35,11 @@ class Layout:
         return pad_rows(groups, pad_token_id=self.pad_token_id, padding_side=self.padding_side)
 
     def plan(self, groups: Sequence[TokenGroup], *, sequences: int, tokens: int) -> list[list[int]]:
-        """Spread groups over batches.
+        """Spread groups over batches, which are returned as indices into `groups`.
 
         Args:
             sequences: Maximum sequences of a padded batch; packed rows have no such limit.
             tokens: Maximum tokens of a batch, padding included. A larger group gets its own batch.
-
-        Returns:
-            Batches of indices into `groups`.
         """
         if self.packed:
             return plan_batches([group.unique_tokens for group in groups], tokens)
@@ -125,11 +122,7 @@ def probe_packing(model: HybridModel, *, max_length: int) -> str | None:
 
 @torch.no_grad()
 def probe_padding(model: HybridModel, *, pad_token_id: int, side: str = "right") -> str | None:
-    """Test whether a model computes a padded row like its sequence alone.
-
-    Returns:
-        None if it does; else the size of the difference, as a clause.
-    """
+    """Say in a clause by how much a model's states differ between a padded row and its sequence alone; None: not."""
     groups = random_groups(model)
     batch = pad_rows(groups, pad_token_id=pad_token_id, padding_side=side)
     with evaluating(model):

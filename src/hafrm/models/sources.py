@@ -226,11 +226,7 @@ def _parts(model: str, index: Path) -> Iterator[Path]:
 
 
 def stop_tokens(model: str) -> list[int]:
-    """Return ids of a model's stop tokens from its configs; adapters without configs use those of their base.
-
-    Returns:
-        Distinct ids; empty if the files contain none.
-    """
+    """Return distinct ids of stop tokens in a model's configs, if any; adapters without configs use their base's."""
     while (adapters := adapter_source(model)) is not None and find_file(model, "config.json") is None:
         model = adapters.base
     found: dict[int, None] = {}

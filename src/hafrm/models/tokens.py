@@ -61,15 +61,12 @@ class PrefixRewards:
 def align_with_text(
     tokenizer: Any, conversation: Conversation, start: int, ids: Sequence[int], values: Sequence[float]
 ) -> TokenRatios | None:
-    """Align the numbers of a response's tokens with its messages.
+    """Align the numbers of a response's tokens with its messages; None if `text_pieces` finds no pieces.
 
     Args:
         tokenizer: A transformers tokenizer with a chat template.
         start: Number of tokens before the response.
         ids: The response's tokens, as read by the model.
-
-    Returns:
-        The pieces; None if `text_pieces` finds none.
     """
     turns = text_pieces(tokenizer, conversation, start, ids, values)
     if turns is None:

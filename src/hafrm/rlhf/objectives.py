@@ -28,14 +28,11 @@ class ClippedLoss(NamedTuple):
 
 
 def kl_estimates(log_probs: Tensor, reference: Tensor, estimator: KlEstimator = "k1") -> Tensor:
-    """Estimate KL(policy || reference) per token in nats, for tokens that the policy drew.
+    """Estimate KL(policy || reference) per token in nats, [T] in float32, for tokens that the policy drew.
 
     Args:
         log_probs: Log-probs under the policy, [T].
         reference: Log-probs of the same tokens under the reference, [T].
-
-    Returns:
-        Estimates, [T], in float32.
 
     Raises:
         ValueError: the shapes differ.
@@ -48,7 +45,7 @@ def kl_estimates(log_probs: Tensor, reference: Tensor, estimator: KlEstimator = 
 def shaped_rewards(
     scores: Tensor, kl: Tensor, lengths: Sequence[int], coefficient: float, early: Tensor | None = None
 ) -> Tensor:
-    """Return per-token rewards: minus the KL penalty, plus the sequence's score at its last token.
+    """Return per-token rewards, [T]: minus the KL penalty, plus the sequence's score at its last token.
 
     This is the reward of Stiennon et al. (2020) and Ouyang et al. (2022), spread over tokens.
 
@@ -58,9 +55,6 @@ def shaped_rewards(
         lengths: Response tokens of each sequence, [S], summing to T.
         coefficient: Penalty per nat.
         early: Part of the score that is paid at each token, [T]; only the rest is paid at the last token.
-
-    Returns:
-        Rewards, [T].
 
     Raises:
         ValueError: the lengths do not fit the scores or the tokens.

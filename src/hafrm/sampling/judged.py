@@ -61,12 +61,9 @@ class JudgeRuns:
             require_askable(self.judge)
 
     def rank(self, rows: Sequence[Candidates]) -> tuple[dict[str, tuple[float, ...]], dict[str, Any]]:
-        """Return the ranks of each row's distinct responses, infinity for unranked ones.
+        """Return ranks of distinct responses by the row's id, infinity for unranked ones, and the run's `results.json`.
 
         Every draw is shown, duplicates included. Rows with an empty response are not asked about.
-
-        Returns:
-            Ranks by the row's id, and the contents of the run's `results.json`.
         """
         asked = [row for row in rows if all(map(str.strip, row.texts))]
         verdicts, results = self._run("rank", [_row_of(row, _draws(row)) for row in asked])

@@ -169,14 +169,11 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def fitting_tokens(needs: Footprint, free: int | None, usual: int) -> tuple[int, str]:
-    """Choose the tokens per forward pass by the free memory.
+    """Choose the tokens per forward pass by the free memory; also say in a line why they are fewer than usual, or "".
 
     Args:
         free: Free bytes, if known.
         usual: The number of tokens if memory is plentiful.
-
-    Returns:
-        The number of tokens, and a line that says why it is lower than usual, or "".
     """
     if free is None or needs.peak(usual) <= free:
         return usual, ""

@@ -22,14 +22,11 @@ if TYPE_CHECKING:
 def claim_folder(
     config: DataclassInstance, folder: Path, inputs: Mapping[str, Path], *, overwrite: bool
 ) -> dict[str, Any] | None:
-    """Raise if the folder is not free for this run.
+    """Return the manifest of the interrupted run to resume, or None; raise if the folder is not free for this run.
 
     Args:
         inputs: The paths that it reads, by the options that name them.
         overwrite: Whether to delete what another run wrote there.
-
-    Returns:
-        The manifest of the interrupted run to resume, or None.
 
     Raises:
         ConfigError: the folder is not free for this run; the message says why.

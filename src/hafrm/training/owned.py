@@ -37,13 +37,10 @@ _CHECKPOINT = re.compile(r"checkpoint-\d+")
 
 
 def remove_own(folder: Path, more: Collection[str] = ()) -> list[str]:
-    """Delete what a run wrote in its folder.
+    """Delete what a run wrote in its folder; return the relative paths of the remaining files.
 
     Args:
         more: Further files that this kind of run writes there.
-
-    Returns:
-        The relative paths of the remaining files, which no run wrote.
 
     Raises:
         OSError: a file can't be deleted.

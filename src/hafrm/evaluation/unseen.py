@@ -14,10 +14,8 @@ from typing import Any
 
 from hafrm.data import NAMED_SOURCES, NamedSource, SourceReport
 from hafrm.errors import ConfigError
-from hafrm.models.runinfo import is_run
+from hafrm.models.runinfo import MANIFEST_FILE, is_run
 from hafrm.store import read_json
-
-_MANIFEST_FILE = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ def _training(folder: Path) -> _Training | None:
     """Read the manifest of a run's folder, or of the run of a checkpoint; None if there is none."""
     if not is_run(folder):
         return None
-    for path in (folder / _MANIFEST_FILE, folder.absolute().parent / _MANIFEST_FILE):
+    for path in (folder / MANIFEST_FILE, folder.absolute().parent / MANIFEST_FILE):
         try:
             manifest = read_json(path) or {}
             sources = manifest["data"]["train"]["sources"]

@@ -137,18 +137,15 @@ class JudgeConfig(ScorerChoice):
             raise ConfigError("against: two models' responses are compared in pairs: use --mode pair.")
         if self.mode == "rank" and self.judge.kind == "local":
             raise ConfigError("judge.kind: local compares two responses. Use --mode pair, or another judge.")
-        self._refuse_unread_options()
-        super().__post_init__()
-        if self.judge.kind == "reward" and is_server(self.judge.model):
-            require_server_options(self.judge.model, self, self.score)
-
-    def _refuse_unread_options(self) -> None:
         kind = self.judge.kind
         unread = [] if kind == "reward" else self.chosen()
         if kind not in ("local", "reward"):  # other judges don't run a model
             unread += ["trust_remote_code"] * self.trust_remote_code + self.score.given()
         if unread:
             raise ConfigError(f"--{' and --'.join(unread)} has no effect with `judge.kind: {kind}`. Leave it out.")
+        super().__post_init__()
+        if kind == "reward" and is_server(self.judge.model):
+            require_server_options(self.judge.model, self, self.score)
 
 
 @dataclass(frozen=True)

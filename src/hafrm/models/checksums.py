@@ -26,16 +26,16 @@ ADAPTER_FOLDER = "adapter"
 """Subfolder of a run's folder with its adapters."""
 ADAPTER_FILE = "adapter_model.safetensors"
 
-_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+WHOLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 
 _READ_BY_NAME = frozenset(
     f"""
-    {_WHOLE} {_INDEX} config.json generation_config.json adapter_config.json {ADAPTER_FILE} value_head.safetensors
+    {WHOLE_FILE} {INDEX_FILE} config.json generation_config.json adapter_config.json {ADAPTER_FILE}
     value_head.bin tokenizer_config.json special_tokens_map.json added_tokens.json chat_template.json
     processor_config.json preprocessor_config.json video_preprocessor_config.json audio_tokenizer_config.json
     vocab.json vocab.txt merges.txt bpe.codes dict.txt emoji.json byte_maps.json tekken.json entity_vocab.json
     normalizer.json prophetnet.tokenizer target_vocab.json vocab-src.json vocab-tgt.json word_pronunciation.json
-    word_shape.json
+    word_shape.json value_head.safetensors
     """.split()
 )
 """Files in a model's folder that transformers, PEFT or hafrm read by their names."""
@@ -77,7 +77,7 @@ def weight_files(sha256: Mapping[str, str]) -> list[str]:
 
     A single file takes precedence over an index, as in transformers.
     """
-    return [name for name in (_WHOLE, _INDEX) if name in sha256][:1]
+    return [name for name in (WHOLE_FILE, INDEX_FILE) if name in sha256][:1]
 
 
 def require_checksums(

@@ -301,7 +301,7 @@ def head_width(causal_lm: PreTrainedModel) -> int:
 def new_reward_head(
     width: int, *, init: Literal["normal", "zero"], seed: int, dtype: torch.dtype, count: int = 1
 ) -> nn.Linear:
-    """Create a reward head F for hidden states of this width, or several; see `hafrm.models.heads.HeadInit`."""
+    """Create a reward head F for hidden states of this width, or several; see `hafrm.models.options.HeadInit`."""
     head = nn.Linear(width, count, bias=False, dtype=dtype)
     with torch.no_grad():
         if init == "zero":

@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hafrm import atomic
+from hafrm.models.checksums import INDEX_FILE, WHOLE_FILE
 from hafrm.models.sources import read_config
 
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 VALUE_HEAD = "value_head.safetensors"
 """LLaMA-Factory's file of a reward head."""
 
@@ -51,12 +51,12 @@ def add_value_head(folder: Path, weight: Tensor) -> None:
     """Write a reward head's weight, [1, H], in LLaMA-Factory's form, and exclude it from the model's index."""
     head = {"v_head.summary.weight": weight.float().contiguous(), "v_head.summary.bias": torch.zeros(1)}
     save_file(head, folder / VALUE_HEAD, metadata={"format": "pt"})
-    whole = folder / _WEIGHTS
+    whole = folder / WHOLE_FILE
     if whole.is_file():
         with safe_open(whole, "pt") as file:
-            names = dict.fromkeys(file.keys(), _WEIGHTS)
+            names = dict.fromkeys(file.keys(), WHOLE_FILE)
         index = {"metadata": {"total_size": whole.stat().st_size}, "weight_map": names}
-        atomic.write_json(folder / _INDEX, index)
+        atomic.write_json(folder / INDEX_FILE, index)
 
 
 def _with_rope(config: dict[str, Any]) -> dict[str, Any]:

@@ -124,8 +124,8 @@ def _require_known(wanted: Sequence[str], layers: Collection[str], experts: Coll
     """Raise if a name matches nothing; PEFT would ignore it if another name matches."""
     leaves = {name.removesuffix(".weight").rsplit(".", 1)[-1] for name in experts}
     parts = {part for leaf in leaves for each in _PARTS.get(leaf, ()) for part in each}
-    wrong = [each for each in wanted if not any(_fits(name, [each]) for name in layers) and each not in leaves | parts]
-    wrong = [each for each in wrong if not any(_fits(name, [each]) for name in experts)]
+    known = (*layers, *experts)
+    wrong = [each for each in wanted if each not in leaves | parts and not any(_fits(name, [each]) for name in known)]
     if wrong:
         there = sorted({name.rsplit(".", 1)[-1] for name in layers})
         mixed = f" Its experts: {', '.join(sorted(leaves))}." if leaves else ""

@@ -32,6 +32,7 @@ from hafrm.models.options import Head, LoraOptions, Method
 from hafrm.store import read_json
 
 RUN_FILE = "hafrm.json"
+MANIFEST_FILE = "manifest.json"
 _FORMAT = 1
 _version = cache(version)
 _REMEDY = "Restore it from a copy, or use another checkpoint"
@@ -223,7 +224,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return a run's manifest; empty if it is missing, can't be read or lacks fields."""
-    manifest = read_json(folder / "manifest.json") or {}
+    manifest = read_json(folder / MANIFEST_FILE) or {}
     return {} if manifest_problem(manifest) else manifest
 
 
@@ -287,7 +288,7 @@ def require_finished(folder: Path) -> None:
     """
     if is_run(folder):
         return
-    if (read_json(folder / "manifest.json") or {}).get("status") != "running":
+    if (read_json(folder / MANIFEST_FILE) or {}).get("status") != "running":
         _require_list(folder)
         return
     newest = next(filter(is_run, reversed(checkpoint_folders(folder).values())), None)
@@ -324,8 +325,8 @@ def _mark_of_hafrm(folder: Path) -> Path | None:
     has a card.
     """
     for run in [folder, folder.absolute().parent] if folder.absolute().name.startswith("checkpoint-") else [folder]:
-        if {"status", "config"} <= (read_json(run / "manifest.json") or {}).keys():
-            return run / "manifest.json"
+        if {"status", "config"} <= (read_json(run / MANIFEST_FILE) or {}).keys():
+            return run / MANIFEST_FILE
     if '"loss/' in _beginning(folder / "metrics.jsonl"):
         return folder / "metrics.jsonl"
     for path in (*folder.glob(f"checkpoint-*/{RUN_FILE}"), *folder.glob(f"{ADAPTER_FOLDER}/{CHECKSUMS_FILE}")):

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from hafrm.errors import ModelError, first_line
 from hafrm.hub import work_offline_if_unreachable
-from hafrm.models.checksums import ADAPTER_FILE, ADAPTER_FOLDER
+from hafrm.models.checksums import ADAPTER_FILE, ADAPTER_FOLDER, INDEX_FILE, WHOLE_FILE
 from hafrm.models.runinfo import RUN_FILE, RunInfo, require_as_saved, run_info
 from hafrm.store import read_json
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 ADAPTER_CONFIG = "adapter_config.json"
 _PICKLED = ("adapter_model.bin", "value_head.bin")
-_WHOLE = ("model.safetensors", "model.safetensors.index.json")
 
 
 def require_place(model: str) -> None:
@@ -120,7 +119,7 @@ def adapter_source(model: str) -> AdapterSource | None:
         alone = info.with_adapters and not info.whole
         return AdapterSource(Path(model) / ADAPTER_FOLDER, _base_of_run(model, info)) if alone else None
     description = find_file(model, ADAPTER_CONFIG)
-    if description is None or any(find_file(model, name) for name in _WHOLE):
+    if description is None or any(find_file(model, name) for name in (WHOLE_FILE, INDEX_FILE)):
         return None
     weights = find_file(model, ADAPTER_FILE)
     if weights is None:
@@ -205,9 +204,9 @@ def _weight_files(model: str) -> Iterator[Path]:
     adapters = adapter_source(model)
     if adapters is not None:
         yield adapters.weights
-    elif whole := find_file(model, _WHOLE[0]):
+    elif whole := find_file(model, WHOLE_FILE):
         yield whole
-    elif index := find_file(model, _WHOLE[1]):
+    elif index := find_file(model, INDEX_FILE):
         yield from _parts(model, index)
     if head := find_file(model, "value_head.safetensors"):
         yield head

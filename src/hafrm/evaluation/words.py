@@ -37,11 +37,7 @@ _FEWEST = 50
 
 
 class BagOfWords:
-    """Scores a response by its words; implements `Scorer`.
-
-    Args:
-        weights: Weight by lower-cased word.
-    """
+    """Scores a response by its words, each of which has a weight, in lower case; implements `Scorer`."""
 
     def __init__(self, weights: dict[str, float]) -> None:
         self.weights = weights
@@ -57,11 +53,7 @@ class BagOfWords:
 
 
 def fit_words(train: Sequence[PreferencePair], validation: Sequence[PreferencePair]) -> BagOfWords:
-    """Fit the weights by the Bradley-Terry loss (Eq. 2), with the penalty that is best on validation pairs.
-
-    Args:
-        validation: Pairs that choose the penalty; ties go to the larger one.
-    """
+    """Fit the weights by the Bradley-Terry loss (Eq. 2), with the penalty that is best on validation pairs."""
     differences = [_difference(pair) for pair in train]
     places = _places(differences)
     x, held_out = (_matrix(rows, places) for rows in (differences, map(_difference, validation)))

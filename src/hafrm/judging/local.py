@@ -29,10 +29,7 @@ def load_local_judge(model: str, options: ScoreOptions, *, trust_remote_code: bo
 class LocalJudge(FreeJudge):
     """Compares two responses by the log-probabilities of the answers `Output (a)` and `Output (b)` to Table 9's prompt.
 
-    The model generates nothing, so no reply has to be parsed.
-
-    Args:
-        scorer: Computes the summed log-probability of a conversation's response.
+    The model generates nothing, so no reply has to be parsed. The scorer gives a response's summed log-probability.
     """
 
     most_responses = 2

@@ -87,9 +87,7 @@ def compare(prompt: Prompt, responses: Sequence[Response], *, both_orders: bool 
     """Compare two responses: a verdict if both orders agree, otherwise a tie. Equal responses tie without a question.
 
     The paper asks once, in a random order (Appendix F); asking twice also shows how often the order decides.
-
-    Args:
-        both_orders: Ask in both orders; for judges that ignore the order, once is enough.
+    For judges that ignore the order, once is enough.
     """
     first, second = responses
     if first == second:

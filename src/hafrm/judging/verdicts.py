@@ -61,11 +61,7 @@ class Verdict:
 
 
 def verdict_of(item: Item, outcome: Outcome, order: Iterable[int]) -> Verdict:
-    """Create the verdict on an item whose responses were judged in another order.
-
-    Args:
-        order: Indices in the item of the responses of the outcome.
-    """
+    """Create the verdict on an item from the outcome of its plan, which has the item's responses in this `order`."""
     ranking = outcome.ranking
     placed = dict(zip(order, ranking.ranks, strict=True)) if ranking.ranks is not None else {}
     return Verdict(

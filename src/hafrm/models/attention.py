@@ -244,10 +244,7 @@ def _block_mask(segments: Segments, window: int | None, device: torch.device) ->
 def visibility(
     segments: Segments, window: int | None, device: torch.device
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """Return the visibility rule of a packed row, in flex attention's form (`mask_mod`).
-
-    Args:
-        window: Number of tokens that a token sees, by positions in its own sequence; None: all.
+    """Return a packed row's visibility rule, in flex attention's form (`mask_mod`), for a `window` of tokens or all.
 
     Returns:
         A function of batch, head, query and key indices: whether the query's token sees the key's.

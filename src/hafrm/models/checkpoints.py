@@ -57,10 +57,7 @@ _WRITERS = (
 
 
 def save_run(model: HybridModel, tokenizer: Any, info: RunInfo, folder: Path) -> None:
-    """Write a loadable checkpoint: merged weights, config, tokenizer, adapters if any, and `hafrm.json` last.
-
-    Args:
-        info: Its description, to which dtype and checksums are added.
+    """Write a loadable checkpoint: weights, config, tokenizer, any adapters, and last `info` with dtype and checksums.
 
     Raises:
         UnwritableError: the disk is full, or the folder can't be written to.

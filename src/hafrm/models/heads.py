@@ -130,10 +130,7 @@ class SavedHead:
 
 
 def find_head(model: str, *, trust_remote_code: bool = False) -> SavedHead | None:
-    """Find the reward head of a saved model; return None if there is none.
-
-    Args:
-        model: Folder or hub id of a run, a classifier, a causal LM, or adapters for one.
+    """Find the reward head of a saved run, classifier, causal LM, or adapters for one; return None if there is none.
 
     Raises:
         ModelError: its files can't be read.

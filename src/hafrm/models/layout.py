@@ -165,11 +165,7 @@ def _alone(model: HybridModel, groups: Sequence[TokenGroup]) -> list[Tensor]:
 
 
 def random_groups(model: HybridModel, *, lengths: _Lengths = _LENGTHS) -> list[TokenGroup]:
-    """Create groups of random tokens for tests, without using training's random generators.
-
-    Args:
-        lengths: Lengths of each group's prompt and responses; by default two short groups.
-    """
+    """Create groups of random tokens of these lengths (prompt, responses), without training's random generators."""
     generator = random.Random(0)
     layers = (model.stock_lm.get_input_embeddings(), model.stock_lm.get_output_embeddings())
     sizes = [weight.shape[0] for layer in layers if (weight := getattr(layer, "weight", None)) is not None]

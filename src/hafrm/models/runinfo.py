@@ -346,10 +346,7 @@ def _beginning(path: Path) -> str:
 
 
 def require_as_saved(model: str) -> None:
-    """Raise unless a folder written by hafrm (run, export or policy checkpoint) matches its list of files.
-
-    Args:
-        model: Folder or hub id; models without such a list pass.
+    """Raise unless a folder with hafrm's list of files (run, export, policy checkpoint) matches it; other models pass.
 
     Raises:
         ModelError: the folder contains an unfinished run.

@@ -166,11 +166,7 @@ def root_model(model: str) -> str:
 
 
 class SavedWeights:
-    """Names, shapes and values of the weights saved with a model or with its adapters.
-
-    Args:
-        model: Folder or hub id. Weights of the adapters' base are not included.
-    """
+    """Names, shapes and values of the weights saved with a model, or with its adapters but not their base."""
 
     def __init__(self, model: str) -> None:
         self.model = model

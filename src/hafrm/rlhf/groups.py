@@ -47,11 +47,7 @@ _NAMES = {
 
 
 class GroupReward:
-    """A scorer as a reward function of TRL, which gets prompt indices, completions as messages, and their token ids.
-
-    Args:
-        job: The prompts, which the data set's column `place` indexes.
-    """
+    """A scorer as a reward function of TRL, which gets indices of prompts, completions as messages, and token ids."""
 
     __name__ = "reward"
 

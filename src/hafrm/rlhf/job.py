@@ -83,12 +83,9 @@ def _why_none(prompts: int, refused: int, max_tokens: int) -> str:
 
 
 def deal(count: int, batch_size: int, step: int, seed: int) -> list[int]:
-    """Return the indices of a step's prompts, in passes over the whole set, each in a new random order.
+    """Return the indices of a step's prompts (from step 1), in passes over the whole set, each in a new random order.
 
     The result does not depend on earlier calls, so a resumed run gets the same prompts.
-
-    Args:
-        step: The step, from 1.
     """
     first = (step - 1) * batch_size
     orders: dict[int, list[int]] = {}

@@ -76,10 +76,7 @@ class _Lessons:
 
 
 class PpoTrainer:
-    """Trains a policy step by step.
-
-    Args:
-        gold: Scores for monitoring only.
+    """Trains a policy step by step; `gold` only monitors it.
 
     Raises:
         ConfigError: transformers has no such schedule.
@@ -126,13 +123,7 @@ class PpoTrainer:
         self.statistics = ScoreStatistics(**state["scores"])
 
     def step(self, number: int) -> dict[str, float]:
-        """Learn from one batch.
-
-        Args:
-            number: The step, from 1; determines the prompts, the responses and the order of learning.
-
-        Returns:
-            Means over the batch, for the curves.
+        """Learn from the batch of a step, counted from 1; return means over the batch, for the curves.
 
         Raises:
             DataError: no response could be scored.

@@ -64,10 +64,7 @@ Scores = Callable[[ScoredPrompt], Sequence[float]]
 
 
 def summarise(prompts: Sequence[ScoredPrompt], models: Sequence[str]) -> dict[str, Any]:
-    """Summarise the selections of each scorer.
-
-    Args:
-        prompts: Prompts of which every scorer has rewarded all responses.
+    """Summarise each scorer's selections for prompts of which every scorer has rewarded all responses.
 
     Returns:
         Rates are in [0, 1], each with `n` and a 95% bootstrap interval over prompt groups in `ci95` (null if there are

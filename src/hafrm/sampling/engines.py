@@ -57,12 +57,9 @@ def prompt_seed(seed: int, prompt: Prompt) -> int:
 
 
 class GumbelNoise(LogitsProcessor):
-    """Adds standard Gumbel noise to log-probabilities, seeded per row.
+    """Adds standard Gumbel noise to log-probabilities, with one seed per row.
 
     The token with the highest sum is then a draw from the softmax (the Gumbel-max trick), so greedy search samples.
-
-    Args:
-        seeds: One per row.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:

@@ -79,10 +79,7 @@ class JudgeRuns:
     def compare(
         self, rows: Sequence[Candidates], selections: Mapping[str, set[int]]
     ) -> tuple[dict[str, dict[Places, float]], dict[str, Any]]:
-        """Return the judge's preference for each pair of responses that scorers selected.
-
-        Args:
-            selections: The indices of the selected responses, by the row's id.
+        """Return the judge's preference for each pair of selected responses, whose indices are given by the row's id.
 
         Returns:
             By the row's id and two indices, the lower one first: 1 if the first wins, 0 if it loses, 1/2 for a tie; a

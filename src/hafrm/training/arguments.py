@@ -173,21 +173,13 @@ def launched_processes() -> int:
 
 
 def pairs_per_step(values: Mapping[str, Any], processes: int) -> int:
-    """Return the number of pairs of one optimizer step.
-
-    Args:
-        values: The fields of TrainingArguments; missing ones count as 1.
-    """
+    """Return the pairs of one optimizer step by fields of TrainingArguments, of which missing ones count as 1."""
     sizes = ("per_device_train_batch_size", "gradient_accumulation_steps")
     return math.prod(int(values.get(name, 1)) for name in sizes) * processes
 
 
 def total_steps(values: Mapping[str, Any], pairs: int) -> int:
-    """Return the number of optimizer steps of a run, as transformers counts them.
-
-    Args:
-        values: The fields of TrainingArguments; missing ones have transformers' defaults.
-    """
+    """Return a run's optimizer steps, as transformers counts them; missing fields have transformers' defaults."""
     steps, epochs, accumulated = (
         values.get(name, FIELDS[name].default)
         for name in ("max_steps", "num_train_epochs", "gradient_accumulation_steps")

@@ -32,10 +32,7 @@ class PairItem:
 
 
 class PairDataset(Dataset[PairItem]):
-    """Encoded pairs with reference log-probs.
-
-    Args:
-        reference: Reference log-prob of each response of the tables, [R], NaN where it is not known; or None.
+    """Encoded pairs; reference log-probs, if given, are of the tables' responses, [R], NaN where they are not known.
 
     Raises:
         ValueError: the reference is of another shape.

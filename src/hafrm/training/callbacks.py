@@ -69,10 +69,8 @@ class MetricsFile(TrainerCallback):
 class LivePage(TrainerCallback):
     """Rewrites a page of the run while it trains, rarely enough not to slow training down.
 
-    If the page can't be written, training continues without it after a warning.
-
-    Args:
-        write: Writes the page, given the number of steps of the run, or None once training has ended.
+    If the page can't be written, training continues without it after a warning. `write` is given the number of steps of
+    the run, or None once training has ended.
     """
 
     def __init__(self, write: Callable[[int | None], object], say: Callable[[str], None]) -> None:

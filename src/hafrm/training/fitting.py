@@ -108,12 +108,9 @@ class Footprint:
 def measure(
     model: HybridModel, objective: Objective, layout: Layout, tables: PairTables, args: TrainingArguments
 ) -> Footprint:
-    """Run the longest pair forward as in training, and count what is kept for the backward pass.
+    """Run the longest pair through a model that is not sharded, and count what is kept for the backward pass.
 
     On a GPU the backward pass runs too, since a kernel that works forward may still fail there.
-
-    Args:
-        model: The model on its device, not sharded.
 
     Raises:
         NoMemoryError: not even this pair fits into memory.

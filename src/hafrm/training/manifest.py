@@ -46,11 +46,7 @@ _EFFECTIVE = """
 
 
 def new_manifest(config: DataclassInstance, data: dict[str, Any], effective: dict[str, Any]) -> dict[str, Any]:
-    """Build the manifest of a new run.
-
-    Args:
-        data: For training and validation data: sources with fingerprints, and counts of kept and dropped rows.
-    """
+    """Build the manifest of a new run; `data` has the sources and the counts of rows for training and validation."""
     return {
         "format": 1,
         "status": "running",
@@ -108,11 +104,7 @@ def save_manifest(manifest: dict[str, Any], folder: Path) -> None:
 def effective_settings(
     args: TrainingArguments, config: TrainConfig, model: PreTrainedConfig, sharding: str | None
 ) -> dict[str, Any]:
-    """Resolve the options on this machine, defaults included.
-
-    Args:
-        model: The model's config, which records the hub revision of a downloaded model.
-    """
+    """Resolve the options on this machine, defaults included, with the hub revision that the model's config records."""
     resolved = args.to_dict()
     return {name: resolved[name] for name in _EFFECTIVE} | {
         "dtype": str(config.torch_dtype).removeprefix("torch."),

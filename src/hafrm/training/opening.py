@@ -29,11 +29,7 @@ def opening_lines(
     account: Mapping[str, Any],
     layout: str,
 ) -> Iterator[str]:
-    """Yield the plan of a run and its warnings.
-
-    Args:
-        account: What happened to every row; see `account_of`.
-    """
+    """Yield the plan of a run and its warnings; `account` is what `account_of` returns."""
     pairs = len(train)
     steps = total_steps(args.to_dict(), pairs)
     batch = pairs_per_step(args.to_dict(), args.world_size)

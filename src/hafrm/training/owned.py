@@ -37,10 +37,7 @@ _CHECKPOINT = re.compile(r"checkpoint-\d+")
 
 
 def remove_own(folder: Path, more: Collection[str] = ()) -> list[str]:
-    """Delete what a run wrote in its folder; return the relative paths of the remaining files.
-
-    Args:
-        more: Further files that this kind of run writes there.
+    """Delete what a run wrote in its folder, and `more` files; return the relative paths of the remaining files.
 
     Raises:
         OSError: a file can't be deleted.

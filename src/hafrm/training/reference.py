@@ -74,11 +74,7 @@ class ReferenceSource:
         self._said: set[str] = set()  # avoids repeating a full disk's warning for every part
 
     def dataset(self, tables: PairTables, rows: Sequence[int] | None = None) -> PairDataset:
-        """Return the pairs, with reference log-probs if they are precomputed.
-
-        Args:
-            rows: The pairs that will be visited, by default all; the others get no reference.
-        """
+        """Return the pairs, with reference log-probs of those in `rows`, by default all, if they are precomputed."""
         if not self.precomputed:
             return PairDataset(tables)
         return PairDataset(tables, self._compute(tables, range(len(tables)) if rows is None else rows))

@@ -43,9 +43,6 @@ _READ_ON_RESUMING = re.compile(
 def train_to_the_end(trainer: Trainer, folder: Path) -> None:
     """Train from the folder's last checkpoint, if any; if that is of the last step, only load it.
 
-    Args:
-        trainer: The trainer, made as for a new run.
-
     Raises:
         DamagedError: a file of the last checkpoint is not as it was written.
     """

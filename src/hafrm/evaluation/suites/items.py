@@ -227,10 +227,7 @@ def key_of(reader: Row, name: str = "id") -> str:
 
 
 def response_list(reader: Row, name: str, *, size: int | None = None) -> tuple[tuple[Message, ...], ...]:
-    """Return a field that is a list of responses, each a string.
-
-    Args:
-        size: The required number; None: at least one.
+    """Return a field that is a list of responses, each a string: `size` of them, or at least one.
 
     Raises:
         BadRowError: the field is missing, is not such a list, or has an empty response.

@@ -206,11 +206,7 @@ def new_policy(config: RlhfConfig, tokenizer: Any) -> HybridModel:
 def ready_policy(
     config: RlhfConfig, model: HybridModel, tokenizer: Any, *, report: Callable[[str], None] = lambda reason: None
 ) -> Policy:
-    """Return the policy on its device, with its current weights as the reference.
-
-    Args:
-        model: The result of `new_policy`.
-        report: Called with the reason if batches are padded.
+    """Return the policy of `new_policy` on its device, with its current weights as the reference.
 
     Raises:
         ModelError: hafrm does not support how the model computes logits.

@@ -76,14 +76,10 @@ class GumbelNoise(LogitsProcessor):
 
 
 class TransformersGenerator:
-    """A stock causal LM as `Generator`, with a separate stream of random numbers for each response.
+    """A stock causal LM, on its device, as `Generator`, with a separate stream of random numbers for each response.
 
     `generate` itself draws a whole batch from one stream, so that a response depends on its batch. With `GumbelNoise`,
     only rounding depends on the batch.
-
-    Args:
-        causal_lm: The model, on its device.
-        tokenizer: Its prepared tokenizer, with a chat template.
     """
 
     def __init__(self, causal_lm: nn.Module, tokenizer: Any, options: SampleOptions) -> None:

@@ -166,12 +166,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def fitting_tokens(needs: Footprint, free: int | None, usual: int) -> tuple[int, str]:
-    """Choose the tokens per forward pass by the free memory; also say in a line why they are fewer than usual, or "".
-
-    Args:
-        free: Free bytes, if known.
-        usual: The number of tokens if memory is plentiful.
-    """
+    """Return the `usual` tokens per forward pass, or as many as fit into the `free` bytes and a line that says so."""
     if free is None or needs.peak(usual) <= free:
         return usual, ""
     tokens = max(_LEAST, min(usual, needs.tokens(free)))

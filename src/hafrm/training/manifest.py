@@ -64,12 +64,7 @@ def new_manifest(config: DataclassInstance, data: dict[str, Any], effective: dic
 
 
 def resumed_manifest(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """Build the manifest of a resumed run: the original start, with the current settings under "resumed".
-
-    Args:
-        before: The interrupted run's manifest.
-        now: The manifest of a run that would start now with the same options.
-    """
+    """Build a resumed run's manifest: the settings of `now`, the start of `before`, and this start under "resumed"."""
     beginning = {name: before[name] for name in _OF_A_START if name in before}
     going_on = {name: now[name] for name in _OF_A_START}
     return now | beginning | {"resumed": [*before.get("resumed", []), going_on]}

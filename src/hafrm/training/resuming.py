@@ -58,12 +58,7 @@ def train_to_the_end(trainer: Trainer, folder: Path) -> None:
 
 
 def last_checkpoint(run: Path, say: Callable[[str], None] = print_line) -> Path | None:
-    """Return the newest checkpoint of transformers' trainer that training can resume from, or None.
-
-    Args:
-        run: The folder with the checkpoints.
-        say: Called with one line per skipped newer checkpoint, which names it and what it lacks.
-    """
+    """Return the newest checkpoint that transformers' trainer can resume from, or None; say what newer ones lack."""
     return _newest(run, _trainers_problem, say)
 
 

@@ -85,12 +85,7 @@ def words_of(text: Text) -> str:
 def samples(
     texts: Iterable[Text], tokenizer: PreTrainedTokenizerFast, context: int, left_out: Counter[str] | None = None
 ) -> Iterator[Sample]:
-    """Yield token ids and labels; truncate long responses, and leave out conversations with too long a prompt.
-
-    Args:
-        context: Maximum tokens of a conversation.
-        left_out: Counts the conversations that are left out, by reason.
-    """
+    """Yield token ids and labels; truncate long responses, and leave out and count conversations with long prompts."""
     encoder = ConversationEncoder(tokenizer, context, "truncate")
     for text in texts:
         if isinstance(text, str):

@@ -183,12 +183,7 @@ def pooled_score(level: Level, name: str, strata: Mapping[Stratum, int]) -> Scor
 def pooled_sections(
     sections: Mapping[str, Callable[[str], bool]], *, subsets: bool = False
 ) -> Callable[[Mapping[Stratum, int]], tuple[list[Score], list[str]]]:
-    """Return the `scores` of a suite in which every item counts the same.
-
-    Args:
-        sections: Whether a subset is part of a section, by the section's name.
-        subsets: Whether each subset is a score too.
-    """
+    """Return the `scores` of a suite in which every item counts the same: overall, by section and maybe by subset."""
 
     def scores(strata: Mapping[Stratum, int]) -> tuple[list[Score], list[str]]:
         parts = {name: {s: n for s, n in strata.items() if within(s[0])} for name, within in sections.items()}

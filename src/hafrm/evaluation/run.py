@@ -46,9 +46,6 @@ CALIBRATION_FILE = "calibration.jsonl"
 
 SERVER_NOTE = "These rewards come from a server: its weights can't be fingerprinted, and it tokenizes the texts itself."
 
-_PAGES = ("index.html", "table.md")
-"""The files that the command writes next to the scores."""
-
 Progress = Callable[[str, int], None]
 
 
@@ -89,7 +86,7 @@ def evaluate(
     require_results(
         folder,
         config,
-        (RESULTS_FILE, SCORES_FILE, CALIBRATION_FILE, SUITES_FILE, TOKENS_FILE, *_PAGES),
+        (RESULTS_FILE, SCORES_FILE, CALIBRATION_FILE, SUITES_FILE, TOKENS_FILE, "index.html", "table.md"),
         RESULTS_FILE,
         ("rows", "models", "sources"),
         parts=PARTS,

@@ -41,10 +41,6 @@ def disable_dropout(model: nn.Module) -> None:
             setattr(module, name, 0.0)
 
 
-_TEXT = 8
-"""Number of tokens of the test input."""
-
-
 @dataclass(frozen=True)
 class Reach:
     """The parameters that a text input uses, by name."""
@@ -67,7 +63,7 @@ def trace_text(causal_lm: PreTrainedModel) -> Reach:
         ModelError: the model can't process text alone.
     """
     embeddings = cast(nn.Embedding, causal_lm.get_input_embeddings())
-    ids = torch.arange(_TEXT, device=embeddings.weight.device)[None] % embeddings.num_embeddings
+    ids = torch.arange(8, device=embeddings.weight.device)[None] % embeddings.num_embeddings
     called: dict[str, bool] = {}
 
     def note(name: str) -> Callable[..., None]:

@@ -244,9 +244,7 @@ def _pair_log_probs(
 def _length_metrics(longer: Tensor, margin: Tensor) -> dict[str, Tensor]:
     """Compute how often the longer response is the chosen one, and how often it has the higher reward; ties are half.
 
-    Args:
-        longer: Tokens of the chosen responses minus those of the rejected, [B].
-        margin: Rewards of the chosen responses minus those of the rejected, [B].
+    Both arguments are differences of chosen and rejected responses, [B]: of their tokens and of their rewards.
     """
     return {
         "length/accuracies": 0.5 + 0.5 * longer.sign().float(),

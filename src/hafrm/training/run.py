@@ -185,9 +185,8 @@ def _prepare(
 ) -> _Run:
     """Check and load everything that the run needs.
 
-    Args:
-        before: The manifest of the interrupted run that is resumed, or None.
-        most_tokens: Limit on the tokens per forward pass, after more did not fit into memory.
+    `before` is the manifest of an interrupted run to resume; `most_tokens` limits the tokens of a forward pass after
+    more did not fit into memory.
     """
     started = before and before.get("effective")
     training_arguments(config, pairs=1, started=started)  # raises for options that don't fit, before anything is read

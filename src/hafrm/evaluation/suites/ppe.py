@@ -25,7 +25,6 @@ from hafrm.errors import BadRowReason
 from hafrm.evaluation.suites.items import (
     Item,
     ListScore,
-    Observation,
     Score,
     Scored,
     Stratum,
@@ -58,13 +57,11 @@ def _parse_votes(reader: Row, part: str) -> Item:
 
 
 def _submission(run: Mapping[str, str], scored: Scored) -> dict[str, Any]:
-    return {f"data/human_preference_v1/{run['model'].rpartition('/')[2]}.json": list(_judged(scored))}
-
-
-def _judged(scored: Scored) -> Iterator[dict[str, Any]]:
+    rows = []
     for item, score in scored:
         rewards = score.rewards[::-1] if _WINNERS[item.fields["winner"]] == 1 else score.rewards
-        yield {**item.fields, "score_1": rewards[0], "score_2": rewards[1]}
+        rows.append({**item.fields, "score_1": rewards[0], "score_2": rewards[1]})
+    return {f"data/human_preference_v1/{run['model'].rpartition('/')[2]}.json": rows}
 
 
 def _parse_answers(reader: Row, part: str) -> Iterator[Item]:
@@ -86,14 +83,6 @@ def _decided(scores: Sequence[ListScore]) -> list[ListScore]:
     return [score for score in scores if score.correct == 1]
 
 
-def _observe(scores: Sequence[ListScore]) -> list[Observation]:
-    return pair_wins(_decided(scores))
-
-
-def _chance(scores: Sequence[ListScore]) -> list[Observation]:
-    return pair_chances(_decided(scores))
-
-
 def _mean_of_sets(strata: Mapping[Stratum, int]) -> tuple[list[Score], list[str]]:
     single = [Score("sections", stratum[0], {stratum: 1.0}) for stratum in strata]
     overall = [Score("overall", "overall", {stratum: 1 / len(strata) for stratum in strata})] if strata else []
@@ -113,8 +102,8 @@ SUITES = (
         licence="see the homepage",
         citation=_CITATION,
         parse=_parse_votes,
-        observe=_observe,
-        chance=_chance,
+        observe=lambda scores: pair_wins(_decided(scores)),
+        chance=lambda scores: pair_chances(_decided(scores)),
         scores=pooled_sections(
             {
                 "English": lambda subset: subset.removesuffix(_CODE) == "English",

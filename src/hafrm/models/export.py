@@ -109,6 +109,7 @@ def _require_apart(out: Path, run: Path) -> None:
     Raises:
         ConfigError: names the model's folder.
     """
+    atomic.require_folder(out)
     place = out.resolve()
     for folder in () if place == (run / "export").resolve() else (place, *place.parents):
         if name := mark_of_model(folder):

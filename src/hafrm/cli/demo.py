@@ -5,15 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 from jsonargparse import Namespace
 from rich.console import Console
 from rich.markup import escape
 
-from hafrm.cli.options import command_parser, options_of
-from hafrm.cli.parser import Parser
+from hafrm.cli.options import options_of, parser_of
 from hafrm.data import DataOptions
 from hafrm.errors import ConfigError
 from hafrm.evaluation.options import EvaluateConfig
@@ -62,10 +61,7 @@ class DemoConfig:
             raise ConfigError(f"seed must be from 0 to 2^32 - 1, as numpy's seeds are, got {self.seed}")
 
 
-@cache
-def parser() -> Parser:
-    """Build the command's parser."""
-    return command_parser(DemoConfig)
+parser = parser_of(DemoConfig)
 
 
 def run(args: Namespace) -> None:
@@ -96,11 +92,7 @@ class _Stage:
 
 
 def _stages(config: DemoConfig) -> list[_Stage]:
-    """Return the stages of the demo.
-
-    Raises:
-        ConfigError: the folder contains a demo with other options.
-    """
+    """Return the stages of the demo; raise ConfigError if the folder contains a demo with other options."""
     from hafrm.cli.evaluate import run_evaluation
     from hafrm.paper.world import WORLD_SETS
     from hafrm.paper.world.backbone import BackboneRecipe, backbone_folder, world_backbone

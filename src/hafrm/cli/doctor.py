@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from jsonargparse import Namespace
 from rich.console import Console
 
 from hafrm.atomic import json_text
-from hafrm.cli.options import command_parser, options_of
-from hafrm.cli.parser import Parser
+from hafrm.cli.options import options_of, parser_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +23,7 @@ class DoctorConfig:
     """Print the findings as JSON: a list of check, step and text."""
 
 
-@cache
-def parser() -> Parser:
-    """Build the command's parser."""
-    return command_parser(DoctorConfig, positional="run", flags=("json",))
+parser = parser_of(DoctorConfig, positional="run", flags=("json",))
 
 
 def run(args: Namespace) -> None:

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 
 from jsonargparse import Namespace
 from rich.console import Console
 
-from hafrm.cli.options import command_parser, options_of
-from hafrm.cli.parser import Parser
+from hafrm.cli.options import options_of, parser_of
 from hafrm.evaluation.options import EvaluateConfig
 from hafrm.options import command_line
 from hafrm.progress import ProgressLine
 
-
-@cache
-def parser() -> Parser:
-    """Build the command's parser."""
-    return command_parser(EvaluateConfig, positional="models", lists=("models", "data", "suites"))
+parser = parser_of(EvaluateConfig, positional="models", lists=("models", "data", "suites"))
 
 
 def run(args: Namespace) -> None:
@@ -31,15 +25,9 @@ def run(args: Namespace) -> None:
 
 
 def run_evaluation(config: EvaluateConfig, console: Console, intro: str = "") -> Path:
-    """Evaluate, print the table and the comparisons, and write the page and `table.md`.
+    """Evaluate, print the table and the comparisons, and write the page and `table.md`; return the page's path.
 
-    Args:
-        config: What to evaluate.
-        console: Console for the results; progress goes to standard error.
-        intro: A paragraph for the page.
-
-    Returns:
-        The page's path.
+    `intro` is a paragraph for the page. Progress goes to standard error.
     """
     from hafrm.cli.printing import print_evaluation
     from hafrm.evaluation.results import shortfalls

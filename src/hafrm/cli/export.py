@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 from jsonargparse import Namespace
 from rich.console import Console
 
-from hafrm.cli.options import command_parser, options_of
-from hafrm.cli.parser import Parser
+from hafrm.cli.options import options_of, parser_of
 from hafrm.models.options import ExportConfig
 
-
-@cache
-def parser() -> Parser:
-    """Build the command's parser."""
-    return command_parser(ExportConfig, positional="run")
+parser = parser_of(ExportConfig, positional="run")
 
 
 def run(args: Namespace) -> None:

@@ -6,7 +6,6 @@ A run in which no row was judged is an error, with the reason and a reply.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import cache
 from typing import Any
 
 from jsonargparse import Namespace
@@ -15,18 +14,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from hafrm.cli.options import command_parser, options_of
-from hafrm.cli.parser import Parser
+from hafrm.cli.options import options_of, parser_of
 from hafrm.errors import ConfigError, ModelError
 from hafrm.judging.options import JudgeConfig
 from hafrm.progress import ProgressLine
 from hafrm.report.wording import interval, percent
 
-
-@cache
-def parser() -> Parser:
-    """Build the command's parser."""
-    return command_parser(JudgeConfig, positional="data", lists=("data",))
+parser = parser_of(JudgeConfig, positional="data", lists=("data",))
 
 
 def run(args: Namespace) -> None:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse_from_object
-from jsonargparse import (  # type: ignore[attr-defined]
-    ActionConfigFile,
-    Namespace,
-    set_parsing_settings,
-)
+from jsonargparse import ActionConfigFile, Namespace, set_parsing_settings  # type: ignore[attr-defined]
 
 from hafrm.cli.parser import Parser
 from hafrm.data import require_source
@@ -84,6 +81,11 @@ def command_parser(
     return parser
 
 
+def parser_of(options: type[Any], **arguments: Any) -> Callable[[], Parser]:
+    """Return a function that returns a command's parser, built at the first call; see `command_parser`."""
+    return cache(partial(command_parser, options, **arguments))
+
+
 def _item_type(hint: Any) -> Any:
     """Return the type of a list's items; the Python API may take other values than lists too."""
     return next(get_args(each)[0] for each in (hint, *get_args(hint)) if get_origin(each) is list)
@@ -128,12 +130,7 @@ def _named(args: Namespace, options: Sequence[str]) -> Iterator[str]:
 
 
 def _refuse_nameless(args: Namespace, places: Sequence[str]) -> None:
-    """Raise for values that can't be file names: empty ones, or those with a zero byte.
-
-    Args:
-        args: The parsed options.
-        places: The options that name models, data or folders.
-    """
+    """Raise for values with a zero byte, and for options that name models, data or folders (`places`) but are empty."""
     for name, value in vars(args.as_flat()).items():
         if "\0" in str(value):
             raise ConfigError(f"--{name} contains a zero byte. Remove it.")

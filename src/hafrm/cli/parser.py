@@ -36,21 +36,14 @@ _KINDS = {
 
 _VALUE = re.compile(r'Parser key "(?P<key>[\w.]+)"(?: element \d+)?:.*(?:Got|Given) value: (?P<value>.*)', re.DOTALL)
 _UNEXPECTED = re.compile(r"(?:does not accept option|Option|[Kk]ey) '(?P<key>[\w.-]+)'")
-
-
 _CHOICE = re.compile(r"argument (?P<name>\S+): invalid choice: '(?P<given>.*?)' \(choose from (?P<known>.*)\)")
-
 
 _SHORT = {"lr": "learning_rate", "epochs": "num_train_epochs", "steps": "max_steps"}
 """Usual short names of options."""
 
 
 def _load(text: str) -> Any:
-    """Read YAML, which would silently keep the last value of a repeated key.
-
-    Raises:
-        YAMLError: the text is not YAML, or repeats a key.
-    """
+    """Read YAML; raise YAMLError if it is invalid or repeats a key, whose last value would silently be kept."""
     waiting, seen = [yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))], set()
     while waiting:
         node = waiting.pop()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,13 @@ from markupsafe import Markup
 from rich.console import Console
 
 from hafrm import atomic
-from hafrm.cli.options import command_parser, options_of
-from hafrm.cli.parser import Parser
+from hafrm.cli.options import options_of, parser_of
 from hafrm.training.config import PretrainConfig
 
 _LOSSES_PICTURE = "losses.svg"
 
 
-@cache
-def parser() -> Parser:
-    """Build the command's parser."""
-    return command_parser(PretrainConfig, lists=("data",))
+parser = parser_of(PretrainConfig, lists=("data",))
 
 
 def run(args: Namespace) -> None:
@@ -44,11 +39,7 @@ def run(args: Namespace) -> None:
 
 
 def loss_curves(recipe: Mapping[str, Any]) -> Markup:
-    """Draw the losses over the steps, in training and on held-out text.
-
-    Args:
-        recipe: The contents of a model's `recipe.json`.
-    """
+    """Draw the losses in a model's `recipe.json` over the steps, in training and on held-out text."""
     from hafrm.report.figures import Curve, Panel, curve_panels
 
     shown = {"training": ("zero", recipe["losses"]), "held out": ("haf", recipe["validation"])}

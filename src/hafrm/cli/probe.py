@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
 from jsonargparse import Namespace
 from rich.console import Console
 
-from hafrm.cli.options import command_parser, options_of
-from hafrm.cli.parser import Parser
+from hafrm.cli.options import options_of, parser_of
 from hafrm.evaluation.options import ProbeConfig
 from hafrm.progress import ProgressLine
 
-
-@cache
-def parser() -> Parser:
-    """Build the command's parser."""
-    return command_parser(ProbeConfig, positional="models", lists=("models", "data", "probes"))
+parser = parser_of(ProbeConfig, positional="models", lists=("models", "data", "probes"))
 
 
 def run(args: Namespace) -> None:

@@ -237,11 +237,7 @@ class ReproduceConfig:
         return Overrides(**{option.name: getattr(self, option.name) for option in fields(Overrides)})
 
     def job(self) -> Job:
-        """Return the request that these options describe.
-
-        Raises:
-            ConfigError: the scale has no such backbone, set or file.
-        """
+        """Return the request of these options; raise ConfigError if the scale has no such backbone, set or file."""
         if self.recompute is not None:
             from hafrm.paper.record import recorded_job
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 
 from jsonargparse import Namespace
 from rich.console import Console
 
 from hafrm import atomic
-from hafrm.cli.options import command_parser, options_of
-from hafrm.cli.parser import Parser
+from hafrm.cli.options import options_of, parser_of
 from hafrm.progress import ProgressLine, time_left
 from hafrm.rlhf.options import RlhfConfig
 from hafrm.training.metrics import METRICS_FILE
@@ -41,10 +39,7 @@ _FIGURES: Mapping[str, Mapping[str, str]] = {
 _SHOWN = {"reward": "reward", "gold": "gold", "kl": "KL", "kl_per_token": "KL/token", "length": "length"}
 
 
-@cache
-def parser() -> Parser:
-    """Build the command's parser."""
-    return command_parser(RlhfConfig, positional="model", lists=("data",))
+parser = parser_of(RlhfConfig, positional="model", lists=("data",))
 
 
 def run(args: Namespace) -> None:
@@ -74,11 +69,7 @@ def run(args: Namespace) -> None:
 
 
 def write_curves(folder: Path) -> list[str]:
-    """Draw a run's curves into its folder.
-
-    Returns:
-        The names of the figures.
-    """
+    """Draw a run's curves into its folder, and return the names of the figures."""
     from hafrm.report.charts import standalone
     from hafrm.report.figures import Curve, Panel, curve_panels
 

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import sys
-from functools import cache
 
 from jsonargparse import Namespace
 
-from hafrm.cli.options import command_parser, options_of
-from hafrm.cli.parser import Parser
+from hafrm.cli.options import options_of, parser_of
 from hafrm.progress import ProgressLine
 from hafrm.sampling.options import SampleConfig
 
-
-@cache
-def parser() -> Parser:
-    """Build the command's parser."""
-    return command_parser(SampleConfig, positional="model", lists=("data",))
+parser = parser_of(SampleConfig, positional="model", lists=("data",))
 
 
 def run(args: Namespace) -> None:

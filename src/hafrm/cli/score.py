@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import sys
-from functools import cache
 
 from jsonargparse import Namespace
 
-from hafrm.cli.options import command_parser, config_files, options_of
-from hafrm.cli.parser import Parser
+from hafrm.cli.options import config_files, options_of, parser_of
 from hafrm.errors import DataError
 from hafrm.evaluation.options import ScoreConfig
 
-
-@cache
-def parser() -> Parser:
-    """Build the command's parser."""
-    return command_parser(ScoreConfig, positional="model", flags=("tokens",))
+parser = parser_of(ScoreConfig, positional="model", flags=("tokens",))
 
 
 def run(args: Namespace) -> None:

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 from jsonargparse import Namespace
 
-from hafrm.cli.options import command_parser, options_of
-from hafrm.cli.parser import Parser
+from hafrm.cli.options import options_of, parser_of
 from hafrm.models.remote import is_server
 from hafrm.models.sources import require_place
 from hafrm.serving.config import ServeConfig
 
-
-@cache
-def parser() -> Parser:
-    """Build the command's parser."""
-    return command_parser(ServeConfig, positional="models", lists=("models",))
+parser = parser_of(ServeConfig, positional="models", lists=("models",))
 
 
 def run(args: Namespace) -> None:

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 from jsonargparse import Namespace
 from rich.console import Console
 
-from hafrm.cli.options import command_parser, options_of
-from hafrm.cli.parser import Parser
+from hafrm.cli.options import options_of, parser_of
 from hafrm.training.config import TrainConfig
 
-
-@cache
-def parser() -> Parser:
-    """Build the command's parser."""
-    return command_parser(TrainConfig, lists=("data", "eval_data"))
+parser = parser_of(TrainConfig, lists=("data", "eval_data"))
 
 
 def run(args: Namespace) -> None:

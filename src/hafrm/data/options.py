@@ -7,6 +7,7 @@ from typing import Literal
 
 from hafrm.encoding import Overlong
 from hafrm.errors import ConfigError
+from hafrm.options import check, option
 
 OnBadRow = Literal["error", "skip"]
 """What to do with rows that break the data contract: `error` stops and names file, row, field and remedy; `skip` leaves
@@ -44,8 +45,7 @@ class ReadOptions:
             raise ConfigError("data_options.columns has no effect with data_options.mapping: rename in the function.")
         if self.mapping is not None and not all(self.mapping.rpartition(":")):
             raise ConfigError(f"data_options.mapping must be module:function or file.py:function, got {self.mapping!r}")
-        if self.on_bad_row not in ("error", "skip"):
-            raise ConfigError(f"data_options.on_bad_row must be `error` or `skip`, got {self.on_bad_row!r}")
+        check(self, "data_options.")
 
     @property
     def renamed(self) -> dict[str, str]:
@@ -71,7 +71,7 @@ class ReadOptions:
 class DataOptions(ReadOptions):
     """Options for reading, checking and truncating rows."""
 
-    max_length: int = 512
+    max_length: int = option(512, least=2)
     """Maximum tokens of a prompt with one response (512 in the paper's Table 5)."""
 
     overlong: Overlong = "drop"
@@ -82,7 +82,7 @@ class DataOptions(ReadOptions):
     computed only once for all of its pairs. This is faster if prompts have several pairs, but batches are less varied.
     """
 
-    off_topic: float = 0.0
+    off_topic: float = option(0.0, least=0, most=1)
     """Share of the training pairs, drawn at random, to each of which a pair is added: same prompt and chosen response,
     and as rejected response the chosen one of another prompt of the same data. Length and style can't tell these two
     apart, so the reward has to depend on the prompt. Validation pairs get none.
@@ -93,19 +93,8 @@ class DataOptions(ReadOptions):
     ranking, or the strength of a preference) instead of the column `margin`.
     """
 
-    tokens_per_batch: int | None = None
+    tokens_per_batch: int | None = option(None, least=1)
     """Maximum tokens per forward pass in training: the pairs of a step are split into parts of this size. Smaller
     values save memory. The losses and gradients stay the same, except for kto_pair, whose means are taken per part.
     Default: 1024 on a CPU, where larger values hardly help, and 8192 on other devices; less if memory is short.
     """
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.tokens_per_batch is not None and self.tokens_per_batch < 1:
-            raise ConfigError(f"data_options.tokens_per_batch must be at least 1, got {self.tokens_per_batch}")
-        if not 0 <= self.off_topic <= 1:
-            raise ConfigError(f"data_options.off_topic must be from 0 to 1, got {self.off_topic}")
-        if self.max_length < 2:
-            raise ConfigError(f"data_options.max_length must be at least 2, got {self.max_length}")
-        if self.overlong not in ("drop", "truncate"):
-            raise ConfigError(f"data_options.overlong must be `drop` or `truncate`, got {self.overlong!r}")

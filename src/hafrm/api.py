@@ -11,7 +11,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from hafrm.cli.options import command_parser, options_of
 from hafrm.evaluation.options import EvaluateConfig, ScoreConfig
@@ -145,11 +145,9 @@ def _is_made(name: str, value: Any, data: tuple[str, ...]) -> bool:
     """Return whether an options file can't contain a value, which is a dataclass or rows in memory."""
     if is_dataclass(value):
         return True
-    return name in data and not isinstance(value, str) and not all(isinstance(each, str) for each in _listed(value))
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [None]
+    if name not in data or isinstance(value, str):
+        return False
+    return not isinstance(value, list) or not all(isinstance(each, str) for each in value)
 
 
 class EvaluationResults(Results):
@@ -170,10 +168,7 @@ class EvaluationResults(Results):
             lines += [
                 [names.get(row.name, row.name), *map(cell_text, row.cells)] for row in (*grid.models, *grid.baselines)
             ]
-            rows = (Markup("<tr>{}</tr>").format(Markup().join(_cell(text) for text in line)) for line in lines)
+            cells = (map(Markup("<td>{}</td>").format, line) for line in lines)  # `format` escapes the texts
+            rows = (Markup("<tr>{}</tr>").format(Markup().join(line)) for line in cells)
             tables.append(Markup("<table>{}</table>").format(Markup().join(rows)))
         return str(Markup().join(tables))
-
-
-def _cell(text: str) -> Markup:
-    return Markup("<td>{}</td>").format(escape(text))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import os
 import socket
 import sys
@@ -12,8 +11,8 @@ from urllib.request import getproxies
 
 _SECONDS = 5.0
 _PORTS = {"http": 80, "https": 443}
-_SWITCHES = {"huggingface_hub.constants": ("HF_HUB_OFFLINE",), "datasets.config": ("HF_HUB_OFFLINE",)}
-"""Where libraries store the environment variable, which they read only at import."""
+_READERS = ("huggingface_hub.constants", "datasets.config")
+"""Modules that keep the value of HF_HUB_OFFLINE, which they read only at import."""
 
 
 @functools.cache
@@ -24,12 +23,11 @@ def work_offline_if_unreachable() -> None:
     """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         return
-    endpoint = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
-    asked = urlsplit(getproxies().get(endpoint.scheme, "")) if getproxies().get(endpoint.scheme) else endpoint
+    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    asked = urlsplit(getproxies().get(urlsplit(endpoint).scheme) or endpoint)
     try:
         socket.create_connection((asked.hostname or "", asked.port or _PORTS.get(asked.scheme, 443)), _SECONDS).close()
     except OSError:
         os.environ["HF_HUB_OFFLINE"] = "1"
-        for module, names in _SWITCHES.items():
-            for name in names if module in sys.modules else ():
-                setattr(importlib.import_module(module), name, True)
+        for module in sys.modules.keys() & set(_READERS):
+            vars(sys.modules[module])["HF_HUB_OFFLINE"] = True

@@ -123,9 +123,9 @@ def _objects(row: Row, name: str) -> list[Row]:
     return [replace(row, value=value, prefix=f"{name}[{place}].") for place, value in values]
 
 
-def _turns(row: Row, name: str, role: str = "user") -> list[dict[str, Any]]:
-    """Return a column's messages; a string is one turn of `role`."""
-    return [turn.as_dict() for turn in row.messages(name, role)]
+def _turns(row: Row, name: str) -> list[dict[str, Any]]:
+    """Return a column's messages; a string is one user turn."""
+    return [turn.as_dict() for turn in row.messages(name, "user")]
 
 
 def _alpaca_prompt(row: Row) -> Fields:
@@ -236,11 +236,7 @@ def _battle_answers(row: Row, name: str, turns: int, *, several: bool) -> list[s
 
 
 def _json_texts(row: Row, name: str) -> list[str] | None:
-    """Return a column's JSON list of texts; None if it is another text.
-
-    Raises:
-        BadRowError: one of the texts is null: the model gave no answer.
-    """
+    """Return a column's JSON list of texts, None if it is another text; raise BadRowError for a null in the list."""
     value = row.string(name)
     try:
         found = json.loads(value)

@@ -256,11 +256,8 @@ def _pairs(
 ) -> Iterator[PreferencePair]:
     """Return the pairs of the selected rows."""
 
-    def count() -> int:
-        return sum(1 for _ in rows())
-
     def selected() -> Iterator[Row]:  # rows are counted, if at all, when the first is read
-        yield from selection.of(rows(), count, options.split_seed)
+        yield from selection.of(rows(), lambda: sum(1 for _ in rows()), options.split_seed)
 
     return read_pairs(selected(), report, options)
 

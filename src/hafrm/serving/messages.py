@@ -16,9 +16,7 @@ from hafrm.serving.config import MAX_ITEMS
 from hafrm.serving.errors import RequestError
 from hafrm.serving.reading import Input, TokenIds, Unfit
 
-MAX_CHARACTERS = 2**24
-
-Text = Annotated[str, Field(max_length=MAX_CHARACTERS)]
+Text = Annotated[str, Field(max_length=2**24)]
 Name = Annotated[str, Field(max_length=1024)]
 """A model's name in a request; only a server with several models reads it."""
 Ids = Annotated[list[int], Field(max_length=2**20, fail_fast=True)]
@@ -27,7 +25,6 @@ Ids = Annotated[list[int], Field(max_length=2**20, fail_fast=True)]
 Bare = Callable[[str], str]
 """Strips the stop token from generated text."""
 
-Role = Literal["system", "developer", "user", "assistant", "tool"]
 _Values = dict[str, Any]
 Values = Annotated[list[_Values], Field(max_length=MAX_ITEMS, fail_fast=True)]
 
@@ -62,14 +59,7 @@ class ScoringRequest(BaseModel):
         return False
 
     def inputs(self, bare: Bare) -> list[Input]:
-        """Return the inputs to score.
-
-        Args:
-            bare: Strips the stop token from generated text.
-
-        Raises:
-            RequestError: the request can't be answered.
-        """
+        """Return the inputs to score; raise RequestError if the request can't be answered."""
         raise NotImplementedError
 
 
@@ -99,7 +89,7 @@ class Turn(StrictBody):
                 )
         return {key: value for key, value in sent.items() if value is not None}
 
-    role: Role
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | Annotated[list[TextPart], Field(max_length=MAX_ITEMS, fail_fast=True)] | None = None
     name: Text | None = None
     tool_calls: Values | None = None
@@ -199,11 +189,7 @@ AnyForm = Text | Ids | Turns
 
 
 def input_of(form: str | list[int] | list[Turn], columns: Mapping[str, Any]) -> Input:
-    """Convert any form of a conversation to the input to score.
-
-    Raises:
-        RequestError: there are columns, which have no effect on rendered text.
-    """
+    """Convert any form of a conversation to the input to score; raise RequestError for columns of a rendered text."""
     turns = [] if isinstance(form, str) else [turn for turn in form if isinstance(turn, Turn)]
     if form and len(turns) == len(form):
         return conversation(turns[:-1], turns[-1:], columns)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +9,7 @@ from typing import Any, get_type_hints
 
 from fastapi import APIRouter
 from pydantic import BaseModel
+from scipy import special
 
 from hafrm.serving.service import RewardService
 
@@ -63,15 +63,9 @@ class Usage(BaseModel):
 
 def shown(rewards: Sequence[float], *, activated: bool) -> list[float]:
     """Return the rewards, or sigma of each."""
-    return [_sigmoid(reward) for reward in rewards] if activated else list(rewards)
+    return [float(special.expit(reward)) for reward in rewards] if activated else list(rewards)
 
 
 def best_first(rewards: Sequence[float]) -> list[int]:
     """Return indices of rewards in descending order; sigma would round all large ones to 1."""
     return sorted(range(len(rewards)), key=lambda i: (-rewards[i], i))
-
-
-def _sigmoid(value: float) -> float:
-    """Compute sigma without overflow at either end."""
-    small = math.exp(-abs(value))
-    return 1 / (1 + small) if value >= 0 else small / (1 + small)

@@ -47,7 +47,8 @@ def _serve(config: ServeConfig, listener: socket.socket, key: str | None) -> Non
     service = RewardService(
         {name: config.load(source, config.score) for name, source in config.sources.items()}, config
     )
-    service.try_out()
+    for model in service.models.values():
+        model.try_out()
     app = build_app(service, api_key=key)
     most = _connections(config, raise_file_limit())
     host = f"[{config.host}]" if ":" in config.host else config.host

@@ -83,15 +83,7 @@ class Outcome:
 class ServedModel:
     """A scorer with its name, the batcher that runs it, and its readers.
 
-    Args:
-        name: The name in requests and responses.
-        source: Its folder or hub id.
-        scorer: The scorer.
-        config: The server's options.
-        metrics: Counts the batches.
-
-    Raises:
-        ConfigError: the scorer's model does not run in this process.
+    Its `source` is a folder or a hub id. Raises ConfigError if the scorer's model does not run in this process.
     """
 
     def __init__(self, name: str, source: str, scorer: Scorer, config: ServeConfig, metrics: Metrics) -> None:
@@ -111,22 +103,15 @@ class ServedModel:
         )
         reader = Reader(scorer.encoder, stop_tokens(source))
         self.readers = {"small": reader, "large": reader.copy()}
+        self.bare_response = reader.bare_response
 
     @property
     def max_length(self) -> int:
         """Maximum tokens of a conversation."""
         return self.scorer.encoder.max_length
 
-    def bare_response(self, text: str) -> str:
-        """Return a response's text without the stop token that ended its generation."""
-        return self.readers["small"].bare_response(text)
-
     def try_out(self) -> None:
-        """Score a text, to find out before the first request whether the model works.
-
-        Raises:
-            ModelError: its reward is not finite.
-        """
+        """Score a text, to raise ModelError before the first request if the reward is not finite."""
         ids = self.scorer.encoder.text_ids(["How are you? Fine, thank you."])[0][: self.max_length]
         if len(ids) > 1:
             self.scorer.score_tokens([TokenGroup((ids[0],), (tuple(ids[1:]),))])
@@ -139,11 +124,7 @@ class ServedModel:
             return self.scorer.score_tokens(groups)
 
     def token_terms(self, groups: Sequence[TokenGroup]) -> list[TokenTerms]:
-        """Compute what the tokens add to rewards, between the batches of other requests.
-
-        Raises:
-            RequestError: the rewards don't come from tokens.
-        """
+        """Compute what the tokens add to rewards, between the batches of other requests; see `dividing`."""
         scorer = self.dividing
         found: list[TokenTerms] = []
         for start in range(0, len(groups), _AT_ONCE):
@@ -155,11 +136,7 @@ class ServedModel:
 
     @property
     def dividing(self) -> HybridScorer:
-        """The scorer, if it can divide rewards among tokens.
-
-        Raises:
-            RequestError: the scorer can't divide rewards.
-        """
+        """The scorer; RequestError is raised if it can't divide rewards among tokens."""
         try:
             if isinstance(self.scorer, HybridScorer):
                 self.scorer.require_divisible()
@@ -178,11 +155,7 @@ class Scored:
 
     @property
     def rewards(self) -> list[float]:
-        """The rewards, for protocols in which none may be missing.
-
-        Raises:
-            RequestError: an input has no reward; says which and why.
-        """
+        """The rewards, for protocols in which none may be missing; RequestError says which is missing and why."""
         for i, outcome in enumerate(self.outcomes):
             if outcome.reward is None:
                 raise self._no_reward(i, outcome.reading)
@@ -259,11 +232,6 @@ class RewardService:
             "unknown_model",
             f"Name one of the models: {known}. Send the name as `model`, or begin the path with it: /NAME/v1/rewards.",
         )
-
-    def try_out(self) -> None:
-        """Score a text with every model; see `ServedModel.try_out`."""
-        for model in self.models.values():
-            model.try_out()
 
     async def aside(self, function: Callable[[], _T], *, size: int | None = None) -> _T:
         """Call a function on the request's thread, outside the event loop.
@@ -368,11 +336,7 @@ def _read(reader: Reader, piece: Sequence[Input], limit: int | None) -> list[Rea
 
 
 def _checked(limit: int, most: int) -> int:
-    """Return a request's limit in tokens.
-
-    Raises:
-        RequestError: it is over the model's limit, or leaves no response.
-    """
+    """Return a request's limit in tokens; raise RequestError if it is over the model's or leaves no response."""
     if limit == -1:
         return most
     if not 2 <= limit <= most:

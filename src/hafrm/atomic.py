@@ -129,11 +129,7 @@ def new_files(folder: Path, *, last: str) -> Iterator[Path]:
 
 
 def require_plain(path: Path) -> None:
-    """Raise if a path exists and is not a regular file, since writing would follow a link or replace it.
-
-    Raises:
-        ConfigError: the path is a link, a folder or a device.
-    """
+    """Raise ConfigError if a path exists and is not a regular file: writing would follow a link or replace it."""
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise ConfigError(
             f"{path} is not a regular file, so it is not overwritten. Move it away, or choose another --out."
@@ -149,9 +145,7 @@ def write_text(path: Path, text: str) -> None:
 def json_text(value: Any, **form: Any) -> str:
     """Serialize a value as JSON, with non-finite numbers as null because JSON has neither NaN nor infinity.
 
-    Args:
-        value: The value to serialize.
-        form: Further arguments for `json.dumps`.
+    `form` are further arguments for `json.dumps`.
     """
     try:
         return json.dumps(value, allow_nan=False, **form)
@@ -217,11 +211,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def require_folder(path: Path) -> None:
-    """Raise unless `path` can be a command's output folder.
-
-    Raises:
-        ConfigError: the path or one of its parents is a file, a device or a broken link.
-    """
+    """Raise ConfigError if `path` can't be an output folder: it or a parent is a file, a device or a broken link."""
     for place in (path, *path.parents):
         if "\0" in str(place):
             raise ConfigError(f"{_shown(path)} can't be a folder. Choose another --out.")
@@ -236,11 +226,7 @@ def require_folder(path: Path) -> None:
 
 
 def require_place(path: Path) -> None:
-    """Raise unless a file or folder that does not exist could be created.
-
-    Raises:
-        ConfigError: the nearest folder that exists can't be written to.
-    """
+    """Raise ConfigError unless a file or folder exists, or could be created in the nearest folder that does."""
     if path.exists():
         return
     nearest = next(each for each in path.resolve().parents if each.exists())

@@ -81,11 +81,7 @@ def parse_pair(row: Mapping[str, Any], *, source: str, number: int, part: int = 
 
 
 def parse_conversation(row: Mapping[str, Any], *, source: str, number: int) -> Conversation:
-    """Turn a raw row `{"prompt", "response"}` into a conversation.
-
-    Raises:
-        BadRowError: the row breaks the contract.
-    """
+    """Turn a raw row `{"prompt", "response"}` into a conversation; raise BadRowError if it breaks the contract."""
     reader = Row(row, source=source, number=number)
     prompt = reader.prompt()
     response = reader.messages("response", "assistant")

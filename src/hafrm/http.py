@@ -96,11 +96,7 @@ class Response:
         return self.body.decode(errors="replace")
 
     def json(self) -> Any:
-        """Parse the body as JSON.
-
-        Raises:
-            ValueError: it is not JSON.
-        """
+        """Parse the body as JSON; raise ValueError if it is not."""
         try:
             return json.loads(self.body)
         except RecursionError as error:
@@ -181,11 +177,7 @@ def seconds_to_wait(header: str | None) -> float | None:
 
 
 def api_key(variable: str) -> str:
-    """Return the API key in an environment variable; "" if there is none.
-
-    Raises:
-        ConfigError: the value is not printable ASCII.
-    """
+    """Return the API key in an environment variable, "" without one; raise ConfigError unless it is printable ASCII."""
     key = os.environ.get(variable, "").strip()
     if not (key.isascii() and key.isprintable()):
         raise ConfigError(f"The environment variable {variable} must contain printable ASCII, as API keys do.")

@@ -374,12 +374,9 @@ def _head_gradients(
     product_grad: Tensor,
     needed: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Compute the gradients of weight and bias, in the wide dtype, from recomputed logits.
+    """Compute those gradients of weight and bias that are `needed`, in the wide dtype, from recomputed logits.
 
-    Args:
-        plan: As in the forward pass, like states, weight, bias and targets.
-        product_grad: Factor of each row of slopes, [T].
-        needed: Whether the weight's and the bias's gradients are needed.
+    `product_grad` is the factor of each row of slopes, [T].
     """
     head = _Head(plan, weight, bias, states.shape[0])
     grad_weight = torch.zeros_like(weight, dtype=plan.wide) if needed[0] else None

@@ -14,15 +14,12 @@ _CPU = "DefaultCPUAllocator"  # occurs in the plain RuntimeError that the CPU al
 
 @contextlib.contextmanager
 def enough_memory(what: str, remedy: str, *, tokens: int = 0) -> Iterator[None]:
-    """Raise an error with a remedy if the block runs out of memory.
+    """Raise NoMemoryError, with a remedy, if the block runs out of a GPU's or the machine's memory.
 
     Args:
         what: What the block computes, and its size.
         remedy: The options that make it smaller, as a sentence.
         tokens: The batch's tokens, if it could be split into smaller ones; set on the error.
-
-    Raises:
-        NoMemoryError: the GPU or the machine ran out of memory.
     """
     try:
         yield

@@ -73,15 +73,12 @@ def option(
 
 
 def check(options: Any, prefix: str = "") -> None:
-    """Raise unless every number is finite and within the limits of its field, and every `Literal` has one of its
-    values.
+    """Raise ConfigError unless every number is finite and within the limits of its field, and every `Literal` has one
+    of its values.
 
     Args:
         options: A dataclass; nested ones check themselves.
         prefix: Prefix of names in messages, such as "sampling.".
-
-    Raises:
-        ConfigError: a value is invalid; the message gives option, limits and value.
     """
     types = get_type_hints(type(options))
     for each in fields(options):
@@ -97,16 +94,13 @@ def check(options: Any, prefix: str = "") -> None:
 
 
 def refuse_unread(options: Any, choice: str, where: str, prefix: str = "") -> None:
-    """Raise for an option that was changed from its default but has no effect with the user's choice.
+    """Raise ConfigError for an option that was changed from its default but has no effect with the user's choice.
 
     Args:
         options: A dataclass; nested ones are included.
         choice: The user's choice, such as an algorithm; fields declare the choices for which they have an effect.
         where: The choice in words, for messages.
         prefix: Prefix of names in messages.
-
-    Raises:
-        ConfigError: there is such an option; the message names the first.
     """
     for name in _unread(options, choice, prefix):
         raise ConfigError(f"{name} has no effect with {where}: leave it out.")

@@ -58,7 +58,7 @@ def require_results(
     by: str,
     parts: str = "",
 ) -> None:
-    """Raise if results would overwrite what the command reads, or files that it did not write.
+    """Raise ConfigError if results would overwrite what the command reads, or files that it did not write.
 
     Args:
         folder: The command's output folder.
@@ -68,9 +68,6 @@ def require_results(
         fields: Fields that the command writes into `results`.
         by: The command, for the message.
         parts: A pattern of files that show that the command was stopped before it wrote results.
-
-    Raises:
-        ConfigError: names the file.
     """
     atomic.require_folder(folder)
     begun = list(folder.glob(parts)) if parts else []
@@ -90,22 +87,14 @@ def require_results(
 
 
 def require_apart(out: Path) -> None:
-    """Raise if the folder for a command's results is a model's own, or not a folder.
-
-    Raises:
-        ConfigError: gives the reason.
-    """
+    """Raise ConfigError if the folder for a command's results is a model's own, or not a folder."""
     atomic.require_folder(out)
     if name := mark_of_model(out):
         raise ConfigError(f"out: {out} is a model's folder ({name}). Choose a separate folder for the results.")
 
 
 def require_outside_models(out: Path) -> None:
-    """Raise if a run's folder would be inside a model's, where the other run may delete it.
-
-    Raises:
-        ConfigError: names the model's folder.
-    """
+    """Raise ConfigError if a run's folder would be inside a model's, where the other run may delete it."""
     for folder in out.resolve().parents:
         if name := mark_of_model(folder):
             raise ConfigError(f"out: {out} is inside a model's folder ({folder} has {name}). Choose another --out.")

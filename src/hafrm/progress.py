@@ -17,9 +17,7 @@ EVERY_S = 30.0
 class ProgressLine:
     """Shows what is being done while its block runs; without a terminal at most a line every half a minute.
 
-    Args:
-        first: The first text.
-        console: Where to show it, by default on standard error.
+    It begins with the text `first`, by default on standard error.
 
     Example:
         >>> with ProgressLine("loading") as line:

@@ -38,15 +38,7 @@ def reward_identity(name: str, choice: ScorerChoice, options: ScoreOptions) -> d
 
 
 class DividedScorer:
-    """Scorer that also keeps how each reward is divided.
-
-    Args:
-        scorer: The scorer.
-        name: What users call it, for messages.
-
-    Raises:
-        ModelError: its rewards can't be divided.
-    """
+    """Scorer that also keeps how each reward is divided; ModelError names it if its rewards can't be divided."""
 
     def __init__(self, scorer: Scorer, name: str) -> None:
         if not isinstance(scorer, DenseScorer):

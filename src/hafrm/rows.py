@@ -18,14 +18,7 @@ from decimal import Decimal
 from typing import Any, TypeGuard
 
 from hafrm.errors import BadRowError, BadRowReason
-from hafrm.pairs import (
-    MESSAGE_KEYS,
-    ROLES,
-    TEMPLATE_COLUMNS,
-    Message,
-    Prompt,
-    plain,
-)
+from hafrm.pairs import MESSAGE_KEYS, ROLES, TEMPLATE_COLUMNS, Message, Prompt, plain
 
 MEDIA_COLUMNS = ("image", "images", "audio", "audios", "video", "videos")
 """Columns of media, which are not supported."""
@@ -86,11 +79,7 @@ class Cell(str):
         return str(self)
 
     def require_unique_keys(self) -> None:
-        """Raise if an object in the parsed text has a key twice: `value` has only the last one.
-
-        Raises:
-            ValueError: names the key.
-        """
+        """Raise ValueError if an object in the parsed text has a key twice: `value` has only the last one."""
         text = self.strip()
         try:
             json.loads(text, object_pairs_hook=unique_keys)
@@ -106,10 +95,9 @@ def typed(value: Any) -> Any:
 
 
 def unique_keys(items: Sequence[tuple[Any, Any]]) -> dict[Any, Any]:
-    """Make an object of parsed JSON, as an `object_pairs_hook`; a repeated key would silently keep its last value.
+    """Make an object of parsed JSON, as an `object_pairs_hook`; raise ValueError for a repeated key.
 
-    Raises:
-        ValueError: names the repeated key.
+    Otherwise its last value would silently be kept.
     """
     found = dict(items)
     if len(found) < len(items):
@@ -124,11 +112,7 @@ def is_list(value: object) -> TypeGuard[Sequence[Any]]:
 
 
 def transcript_turns(text: str) -> tuple[Message, ...]:
-    r"""Split a transcript "\n\nHuman: ... \n\nAssistant: ..." (the format of hh-rlhf) into turns.
-
-    Returns:
-        The turns, or () if the text is not such a transcript.
-    """
+    r"""Split a transcript "\n\nHuman: ... \n\nAssistant: ..." (the format of hh-rlhf) into turns; () for other text."""
     marks = list(_TRANSCRIPT_TURN.finditer(text))
     if not marks or marks[0].start() != 0:
         return ()
@@ -177,11 +161,7 @@ class Row:
 
     @property
     def fields(self) -> Mapping[str, Any]:
-        """The row's values by field.
-
-        Raises:
-            BadRowError: the row could not be read, or is not an object.
-        """
+        """The row's values by field; BadRowError is raised if it could not be read or is not an object."""
         if self.fault is not None:
             raise self.fault
         if not isinstance(self.value, Mapping):

@@ -53,11 +53,7 @@ class SpecialTokenError(TemplateRefusalError):
 
 
 class SpecialTokens:
-    """Tokens of a tokenizer that structure a conversation: the special ones, and others that open or close turns.
-
-    Args:
-        tokenizer: A transformers tokenizer with a chat template.
-    """
+    """Tokens of a tokenizer that structure a conversation: the special ones, and others that open or close turns."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -114,9 +110,7 @@ class SpecialTokens:
     def check(self, conversations: Sequence[tuple[Prompt, Sequence[Message]]], texts: Sequence[str]) -> None:
         """Check that the template did not create special tokens from messages, for example by removing a word.
 
-        Args:
-            conversations: The conversations, all with the same template arguments.
-            texts: Their renderings from marked values.
+        `texts` are the conversations' renderings from marked values; all have the same template arguments.
 
         Raises:
             SpecialTokenError: a text has more special tokens than the rendering without special characters.
@@ -136,8 +130,7 @@ class SpecialTokens:
     def encode(self, text: str) -> list[int]:
         """Encode a text rendered from marked values: marked tokens as their characters, everything else as usual.
 
-        Raises:
-            SpecialTokenError: the tokenizer creates a special token even from plain characters.
+        Raises SpecialTokenError if the tokenizer creates a special token even from plain characters.
         """
         pieces = self._hidden.split(text)
         ids = self._usual(pieces[0]) if pieces[0] else []

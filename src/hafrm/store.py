@@ -78,10 +78,7 @@ def changed_values(
 ) -> str:
     """Describe up to five nested values that differ as "a.b (was 1, now 2)"; "" if there are none.
 
-    Args:
-        before: The recorded values.
-        now: The current values.
-        free: Returns whether the value with a dotted name may differ.
+    `free` returns whether the value with a dotted name may differ.
     """
     before, now = _flat(before), _flat(now)
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
@@ -156,11 +153,7 @@ class RunFolder:
 
 
 class LineFile:
-    """A JSON-lines file that grows; its complete lines survive a kill at any moment.
-
-    Args:
-        path: The file; it need not exist.
-    """
+    """A JSON-lines file that grows and need not exist at first; its complete lines survive a kill at any moment."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -178,11 +171,8 @@ class LineFile:
     def read(self, parse: Callable[[Any], T]) -> list[T]:
         """Drop a partial last line, and return the parsed lines.
 
-        Args:
-            parse: Converts a line's JSON value; a ValueError, KeyError or TypeError means that the line is bad.
-
         Raises:
-            DataError: a line can't be parsed; the message gives its number.
+            DataError: a line is not JSON, or `parse` raises a ValueError, KeyError or TypeError for its value.
         """
         self.drop_half_line()
         found = []

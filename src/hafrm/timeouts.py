@@ -26,11 +26,7 @@ class TimedOutError(Exception):
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise an error in the block once the time limit is exceeded; limits must not be nested.
-
-    Raises:
-        TimedOutError: the limit is exceeded.
-    """
+    """Raise TimedOutError in the block once the time limit is exceeded; limits must not be nested."""
     thread = threading.get_ident()
     with _lock:
         _start_watching()

@@ -95,11 +95,7 @@ def opened(path: Path) -> IO[bytes]:
 
 
 def lines(file: IO[bytes], source: str) -> Iterator[bytes]:
-    """Yield a file's lines.
-
-    Raises:
-        UnreadableError: a line is longer than `LONGEST_ROW`.
-    """
+    """Yield a file's lines; raise UnreadableError if one is longer than `LONGEST_ROW`."""
     number = 1
     while line := file.readline(LONGEST_ROW + 1):
         if len(line) > LONGEST_ROW:

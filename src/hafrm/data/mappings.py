@@ -100,11 +100,7 @@ def _peeked(rows: Iterable[Row], enough: Callable[[Mapping[str, Any]], bool]) ->
 
 
 def renamed_rows(rows: Iterable[Row], options: ReadOptions) -> Iterator[Row]:
-    """Yield rows with the columns under the names that `data_options.columns` gives them.
-
-    Raises:
-        ConfigError: none of the first rows has one of the columns.
-    """
+    """Rename columns as `data_options.columns` says; raise ConfigError if none of the first rows has one of them."""
     names = options.renamed
     if not names:
         yield from rows
@@ -303,14 +299,7 @@ def _schema_text(schema: tuple[str, ...]) -> str:
 
 
 def user_mapping(name: str) -> Form:
-    """Return the user's function as a form.
-
-    Args:
-        name: `module:function` or `file.py:function`; see `ReadOptions.mapping`.
-
-    Raises:
-        ConfigError: it can't be imported.
-    """
+    """Import the user's function, named as in `ReadOptions.mapping`, as a form; raise ConfigError if that fails."""
     module = mapping_module(name)
     function = getattr(module, name.rpartition(":")[2], None)
     if not callable(function):
@@ -319,11 +308,7 @@ def user_mapping(name: str) -> Form:
 
 
 def mapping_module(name: str) -> ModuleType:
-    """Import the module of `data_options.mapping`; modules of the working folder are found too.
-
-    Raises:
-        ConfigError: it can't be imported.
-    """
+    """Import the module of `data_options.mapping`, perhaps from the working folder; raise ConfigError if that fails."""
     place = name.rpartition(":")[0]
     path = list(sys.path)
     try:

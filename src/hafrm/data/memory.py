@@ -34,12 +34,7 @@ class MemoryData(str):
     _begun: bool
 
     def __new__(cls, name: str, held: Any) -> MemoryData:
-        """Create a name for data.
-
-        Args:
-            name: The name, as in ids of pairs and reports.
-            held: The data.
-        """
+        """Create a name for data, as in ids of pairs and reports."""
         self = super().__new__(cls, name)
         self.held, self._begun = held, False
         return self

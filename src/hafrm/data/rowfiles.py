@@ -81,11 +81,7 @@ def _require_one(path: Path, other: Path) -> None:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Read the rows of a file whose name ends in one of `SUFFIXES`, one at a time.
-
-    Raises:
-        UnreadableError: the file can't be opened, decompressed or decoded.
-    """
+    """Read a file's rows one at a time; raise UnreadableError if it can't be opened, decompressed or decoded."""
     source = str(path)
     with reading(source):
         require_regular(path)
@@ -119,11 +115,7 @@ def _numbered(values: Iterable[Any], source: str) -> Iterator[Row]:
 
 
 def _json_lines(file: IO[bytes], source: str) -> Iterator[Row]:
-    """Yield the rows of the lines that are not blank.
-
-    Raises:
-        UnreadableError: a line is not UTF-8.
-    """
+    """Yield the rows of the lines that are not blank; raise UnreadableError if one is not UTF-8."""
     for number, line in enumerate(lines(file, source), start=1):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
@@ -145,7 +137,6 @@ def _json_lines(file: IO[bytes], source: str) -> Iterator[Row]:
 
 
 def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a Parquet file."""
     with pyarrow.parquet.ParquetFile(path) as file:
         require_once(file.schema_arrow.names, str(path))
         for batch in file.iter_batches(batch_size=_BATCH):
@@ -170,11 +161,7 @@ def _arrow_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def require_once(names: Iterable[str], source: str) -> None:
-    """Raise if a table has two columns of one name, since rows would only have one of them.
-
-    Raises:
-        UnreadableError: names the column.
-    """
+    """Raise UnreadableError if a table has two columns of one name, since rows would only have one of them."""
     for name, count in Counter(names).most_common(1):
         if count > 1:
             raise UnreadableError(f"{source}: the column {name} occurs {count} times. Rename or remove one of them.")
@@ -198,10 +185,7 @@ def _without_nulls(value: Any) -> Any:
 def _separated_rows(file: IO[bytes], source: str, separators: str) -> Iterator[dict[str, Any] | BadRowError]:
     """Yield the rows of a CSV or TSV file, whose first line names the columns; a row with other cells is an error.
 
-    Args:
-        file: The file.
-        source: Its name.
-        separators: Characters that may separate cells: the first one that the first line contains does.
+    Cells are separated by the first of the `separators` that the first line contains.
 
     Raises:
         UnreadableError: the file is not UTF-8, its quotes are broken, its first line does not name the columns, or a

@@ -47,11 +47,7 @@ def simulated_names() -> list[str]:
 
 @functools.cache
 def simulated_source(prefix: str) -> SimulatedSource:
-    """Return the source of a prefix, such as "world".
-
-    Raises:
-        UnknownDataError: no installed package provides it.
-    """
+    """Return the source of a prefix, such as "world"; raise UnknownDataError if no installed package provides it."""
     try:
         source: SimulatedSource = _sources()[prefix].load()()
     except KeyError:
@@ -65,13 +61,9 @@ def simulated_reward_name(name: str) -> str:
 
 
 class SimulatedReward:
-    """Scorer that returns the true rewards of a simulated set.
+    """Scorer that returns the true rewards of a simulated set, such as "world/helpful".
 
-    Args:
-        name: The set's name, such as "world/helpful".
-
-    Raises:
-        UnknownDataError: there is no such set.
+    Raises UnknownDataError if there is no such set.
     """
 
     def __init__(self, name: str) -> None:

@@ -220,11 +220,9 @@ class PairTables(Sequence[TokenGroup]):
 
 
 class TableWriter:
-    """Writes tables pair by pair.
+    """Writes tables pair by pair, to an empty folder or, if it is None, to memory.
 
-    Args:
-        folder: An empty folder for the tables; None keeps them in memory.
-        vocabulary: Number of token ids, which determines the integer type.
+    The number of token ids, `vocabulary`, determines the integer type.
     """
 
     def __init__(self, folder: Path | None, vocabulary: int) -> None:

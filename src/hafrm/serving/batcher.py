@@ -28,10 +28,7 @@ class ClosedError(Exception):
 class Job:
     """One request's sequences, the progress of their scoring, and the future of their rewards.
 
-    Creating a job with many sequences takes time; submitting it does not.
-
-    Args:
-        groups: The sequences, at least one.
+    There is at least one sequence. Creating a job with many takes time; submitting it does not.
     """
 
     def __init__(self, groups: Sequence[TokenGroup]) -> None:
@@ -147,13 +144,9 @@ class Batcher:
         return not self._closing and self._thread.is_alive()
 
     def submit(self, job: Job) -> Future[list[float]]:
-        """Queue a request's sequences.
+        """Queue a request's sequences and return a future of their rewards, in order; cancelling it drops the rest.
 
-        Returns:
-            A future of their rewards, in order. If it is cancelled, sequences that have not run are dropped.
-
-        Raises:
-            ClosedError: the batcher is closing.
+        Raises ClosedError if the batcher is closing.
         """
         with self._changed:
             if not self.ready:

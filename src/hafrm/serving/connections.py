@@ -43,14 +43,7 @@ def raise_file_limit() -> int:
 
 
 class Server(uvicorn.Server):
-    """Serves an application on a listening socket, with a limited number of connections.
-
-    Args:
-        app: The application.
-        listener: The socket, which the server closes when it ends.
-        config: The limits.
-        most: Maximum number of open connections.
-    """
+    """Serves an application on a listening socket, which it closes when it ends, with at most `most` connections."""
 
     def __init__(self, app: ASGIApp, listener: socket.socket, config: ServeConfig, most: int) -> None:
         settings = uvicorn.Config(

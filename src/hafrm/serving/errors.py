@@ -19,13 +19,7 @@ _HEADERS: dict[int | str, dict[str, str]] = {
 
 
 class RequestError(HTTPException):
-    """A request that can't be answered.
-
-    Args:
-        status: The HTTP status.
-        kind: The error's type, for programs.
-        message: The error in words, for people.
-    """
+    """A request that can't be answered: the HTTP status, the error's kind for programs, and a message for people."""
 
     def __init__(self, status: int, kind: str, message: str) -> None:
         self.status, self.kind, self.message = status, kind, message

@@ -109,9 +109,7 @@ class Reading:
 class Reader:
     """Reads inputs with a scorer's encoder; for one thread at a time, because tokenizers are not thread-safe.
 
-    Args:
-        encoder: The scorer's encoder.
-        stops: Ids of the model's stop tokens, according to its config.
+    `stops` are ids of the model's stop tokens, according to its config.
     """
 
     def __init__(self, encoder: ConversationEncoder, stops: Sequence[int] = ()) -> None:

@@ -32,8 +32,7 @@ def regrouped(groups: Sequence[TokenGroup]) -> list[TokenGroup]:
 def _parts(shared: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     """Divide sorted sequences into parts, as (start, end, length of the common beginning, 0 for a single sequence).
 
-    Args:
-        shared: Length of the common beginning of each sequence with the next one.
+    `shared` has the length of the common beginning of each sequence with the next one.
     """
     spans = [(0, len(shared) + 1)]
     while spans:

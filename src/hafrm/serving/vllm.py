@@ -62,11 +62,7 @@ class PoolingRequest(_Request, Columns):
     messages: Turns | None = None
 
     def inputs(self, bare: Bare) -> list[Input]:
-        """Return the inputs to score.
-
-        Raises:
-            RequestError: there is not exactly one of `input` and `messages`.
-        """
+        """Return the inputs to score; raise RequestError unless there is exactly one of `input` and `messages`."""
         if (self.input is None) == (self.messages is None):
             raise RequestError(400, "bad_request", "Send either `input` or `messages`.")
         columns = self.columns()
@@ -218,11 +214,7 @@ class ScoreRequest(_Request, Tools):
     ]
 
     def inputs(self, bare: Bare) -> list[Input]:
-        """Return each document as a response to its query.
-
-        Raises:
-            RequestError: the numbers of queries and documents differ.
-        """
+        """Return each document as a response to its query; raise RequestError if their numbers don't fit together."""
         texts = _texts(self.documents)
         queries = [self.queries] if isinstance(self.queries, str) else self.queries
         if len(queries) == 1:
@@ -275,11 +267,7 @@ class RerankRequest(_Request, Tools):
         return -1 if self.truncate else self.truncate_prompt_tokens
 
     def inputs(self, bare: Bare) -> list[Input]:
-        """Return each document as a response to the query.
-
-        Raises:
-            RequestError: there is not exactly one of `documents` and `texts`.
-        """
+        """Return each document as a response; raise RequestError unless either `documents` or `texts` is sent."""
         if (self.documents is None) == (self.texts is None):
             raise RequestError(400, "bad_request", "Send either `documents` or `texts`.")
         return [answered(self.query, text, bare, _tools(self)) for text in self.texts or _texts(self.documents or [])]

@@ -45,7 +45,7 @@ def reading(source: str) -> Iterator[None]:
         require_regular(Path(source))
         yield
     except (OSError, EOFError, UnicodeDecodeError, zlib.error, pyarrow.ArrowException) as error:
-        raise UnreadableError(f"{source}: {_reason(error)}. {_remedy(error)}") from error
+        raise UnreadableError(f"{source}: {_problem(error)}") from error
 
 
 def require_regular(path: Path) -> None:
@@ -165,13 +165,11 @@ def _warn_of_rest(path: Path) -> None:
     )
 
 
-def _reason(error: Exception) -> str:
+def _problem(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
-        return f"can't be opened ({error.strerror})"
-    return f"can't be read and seems damaged ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-
-
-def _remedy(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return "Check the path and its permissions."
-    return "Download or write the file again, and check that its name matches its format."
+        return f"can't be opened ({error.strerror}). Check the path and its permissions."
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return (
+        f"can't be read and seems damaged ({reason}). Download or write the file again, and check that its name "
+        "matches its format."
+    )

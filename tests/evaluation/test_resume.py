@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from hafrm.models.options import ScoreOptions, ScorerChoice
 from hafrm.pairs import Conversation
 from hafrm.report.loading import read_evaluation
 from hafrm.stats import expected_calibration_error, fit_temperature
+from hafrm.store import alone
 from tests.tiny import pair, some_pairs
 
 PAIRS = 18
@@ -141,6 +143,21 @@ def test_a_finished_evaluation_scores_and_loads_nothing(bench: Bench) -> None:
     evaluate(config)
     assert (bench.scored, bench.loaded) == ([], [])
     assert bench.outcome() == before
+
+
+def test_two_evaluations_do_not_share_a_folder(bench: Bench) -> None:
+    """The second would start the first's unfinished file again."""
+    config = bench.config(bench.model("m"))
+    with alone(Path(config.out)), pytest.raises(ConfigError, match="Another command is writing"):
+        evaluate(config)
+    assert not bench.scored
+    waiting = threading.Thread(target=evaluate, args=(config,), kwargs={"wait": True})
+    with alone(Path(config.out)):
+        waiting.start()
+        waiting.join(0.2)
+        assert not bench.scored
+    waiting.join()
+    assert (Path(config.out) / "results.json").exists()
 
 
 def test_one_model_more_is_the_only_one_scored(bench: Bench) -> None:

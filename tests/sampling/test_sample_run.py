@@ -21,6 +21,7 @@ from hafrm.sampling.engines import Draw
 from hafrm.sampling.options import SampleConfig, SampleOptions
 from hafrm.sampling.run import sample
 from hafrm.sampling.samples import Samples, sample_counts, sample_line
+from hafrm.store import alone
 from tests.sampling.scripts import ScriptedGenerator
 from tests.sources import harmless
 from tests.tiny import save_tiny, tiny_tokenizer
@@ -41,6 +42,13 @@ def config(tmp_path: Path, texts: list[str] = TEXTS, out: str = "out", **more: A
 
 def lines(folder: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (Path(folder) / "samples.jsonl").read_text().splitlines()]
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    asked = config(tmp_path)
+    with alone(Path(asked.out)), pytest.raises(ConfigError, match="Another command is writing"):
+        sample(asked, generator=ScriptedGenerator())
+    assert not (Path(asked.out) / "samples.jsonl").exists()
 
 
 def test_lines_stand_in_the_prompts_order_with_distinct_responses(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ from hafrm.models.remote import is_server
 from hafrm.models.runinfo import RunInfo, run_info
 from hafrm.models.scorers import Scorer, special_tokens_met
 from hafrm.outputs import require_apart, require_results
+from hafrm.store import alone
 
 CALIBRATION_FILE = "calibration.jsonl"
 
@@ -60,6 +61,7 @@ def evaluate(
     sets: dict[str, PairSet] | None = None,
     progress: Progress = lambda what, done: None,
     say: Callable[[str], None] = lambda line: None,
+    wait: bool = False,
 ) -> Results:
     """Score every model on every data set and write `scores.jsonl` and, last, `results.json`.
 
@@ -72,15 +74,22 @@ def evaluate(
         progress: Called with "MODEL on DATA" and the number of finished pairs.
         say: Called with a line if an earlier evaluation is resumed or discarded, if a model was trained on the pairs of
             a file, or if its tokens can't be shown.
+        wait: Wait for another evaluation that is writing to the folder, instead of raising.
 
     Returns:
         The results, whose `as_dict` is the content of `results.json`.
 
     Raises:
         ConfigError: a model was trained on pairs of a split, the calibration pairs are evaluated too, or the folder is
-            a model's.
+            a model's or in use.
         ModelError: a model does not exist, or can't be scored.
     """
+    with alone(_own_folder(config), wait=wait):
+        return _evaluate(config, sets, progress, say)
+
+
+def _own_folder(config: EvaluateConfig) -> Path:
+    """Return the output folder, after checking that it contains nothing of others."""
     folder = Path(config.out)
     require_apart(folder)
     require_results(
@@ -93,6 +102,13 @@ def evaluate(
         by="hafrm evaluate",
     )
     require_submissions(folder)
+    return folder
+
+
+def _evaluate(
+    config: EvaluateConfig, sets: dict[str, PairSet] | None, progress: Progress, say: Callable[[str], None]
+) -> Results:
+    folder = Path(config.out)
     sets = load_sets(config) if sets is None else sets
     suites = {name: load_suite(name, config.data_options) for name in config.suites}
     calibration = _load_calibration(config, sets)

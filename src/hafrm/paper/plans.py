@@ -71,7 +71,7 @@ class Scoring:
 
     def make(self, job: Job, say: Callable[[str], None] = lambda line: None) -> Path:
         """Return the folder, after scoring what is missing."""
-        evaluate(self.config(job), say=say)
+        evaluate(self.config(job), say=say, wait=True)
         return self.folder(job)
 
     def command(self, job: Job) -> str:

@@ -29,7 +29,16 @@ from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
 from hafrm.outputs import require_apart, require_unread
 from hafrm.sampling.engines import Generator, TransformersGenerator, VllmGenerator, prompt_seed
 from hafrm.sampling.options import SampleConfig
-from hafrm.sampling.samples import MANIFEST_FILE, SAMPLES_FILE, Samples, sample_counts, sample_line, write_manifest
+from hafrm.sampling.samples import (
+    MANIFEST_FILE,
+    SAMPLES_FILE,
+    Samples,
+    refuse_other_manifests,
+    sample_counts,
+    sample_line,
+    write_manifest,
+)
+from hafrm.store import LineFile, alone
 
 _BATCHES_AT_ONCE = {"transformers": 1, "vllm": 64}
 """Batches per call of an engine: vLLM is only fast with many prompts at once."""
@@ -54,7 +63,7 @@ def sample(
         The manifest: what the samples depend on, and counts.
 
     Raises:
-        ConfigError: the folder has other samples, or is a model's, or options are incompatible.
+        ConfigError: the folder has other samples, is a model's or in use, or options are incompatible.
         ModelError: the model can't be loaded, or consists only of adapters, which vLLM does not take.
         BadRowError: the chat template refuses a prompt, and `on_bad_row` is not `skip`.
     """
@@ -66,15 +75,23 @@ def sample(
     folder = Path(config.out)
     if generator is None and config.chosen_engine == "vllm":
         _refuse_bare_adapters(config.model)
-    depends_on = _depends_on(config, prompts, identify=generator is None)
-    samples = Samples(folder, depends_on, prompts.rows)
-    if len(samples.lines) < len(prompts.rows):
-        generator, limit = _load(config, say) if generator is None else (generator, config.max_length)
-        run = _Run(config, generator, prompts.rows, samples, limit)
-        run.draw_missing(progress, say)
-    samples.finish()  # even if none was missing: a killed run may have drawn the last batch without sorting
-    read = {"model": config.model, "rows": prompts.read, "repeated": prompts.repeated, "skipped": dict(prompts.skipped)}
-    return write_manifest(folder, depends_on, "finished", **read, **sample_counts(samples.lines))
+    if LineFile(folder / SAMPLES_FILE).empty:
+        refuse_other_manifests(folder)  # before a lock file is left there
+    with alone(folder):
+        depends_on = _depends_on(config, prompts, identify=generator is None)
+        samples = Samples(folder, depends_on, prompts.rows)
+        if len(samples.lines) < len(prompts.rows):
+            generator, limit = _load(config, say) if generator is None else (generator, config.max_length)
+            run = _Run(config, generator, prompts.rows, samples, limit)
+            run.draw_missing(progress, say)
+        samples.finish()  # even if none was missing: a killed run may have drawn the last batch without sorting
+        read = {
+            "model": config.model,
+            "rows": prompts.read,
+            "repeated": prompts.repeated,
+            "skipped": dict(prompts.skipped),
+        }
+        return write_manifest(folder, depends_on, "finished", **read, **sample_counts(samples.lines))
 
 
 def _refuse_bare_adapters(model: str) -> None:

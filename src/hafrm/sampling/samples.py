@@ -53,7 +53,7 @@ class Samples:
         rows: The prompts, in the final order of their lines.
 
     Raises:
-        ConfigError: the folder has other samples, or files of another command.
+        ConfigError: the folder has other samples.
         DataError: its files are damaged.
     """
 
@@ -61,7 +61,6 @@ class Samples:
         self._file = LineFile(folder / SAMPLES_FILE)
         self._place = {row.id: place for place, row in enumerate(rows)}
         if self._file.empty:  # without samples, nothing is lost
-            _refuse_other_manifests(folder)
             write_manifest(folder, depends_on, "sampling")
             self._rewrite([])
             return
@@ -101,7 +100,7 @@ def _line(value: Any) -> dict[str, Any]:
     return {"id": value["id"], **value}
 
 
-def _refuse_other_manifests(folder: Path) -> None:
+def refuse_other_manifests(folder: Path) -> None:
     """Raise ConfigError if the folder contains the manifest of another command, which must not be overwritten."""
     path = folder / MANIFEST_FILE
     if path.exists() and "depends_on" not in (read_json(path) or {}):

@@ -117,11 +117,11 @@ def _require_accuracies(results: dict[str, Any], record: _Lines) -> None:
         lead = np.sign(record.column("lead", "true", on=tested)) if in_true_order else 1
         lines = {row: [record.scores[f"{run} on {tested}"] for run in results["runs"][row]] for row in rows}
         (seen,) = {tuple(line["seen"]) for of_row in lines.values() for line in of_row}
-        prompts = np.delete(record.tests[tested]["prompts"], seen)
-        hits = {
-            row: np.delete(_hits(lead * np.array([line["margins"] for line in of_row])), seen, 1)
-            for row, of_row in lines.items()
-        }
+        margins = {row: np.array([line["margins"] for line in of_row], np.float64) for row, of_row in lines.items()}
+        used = ~np.isnan(np.concatenate(list(margins.values()))).any(0)  # texts that are too long have no rewards
+        used[list(seen)] = False
+        prompts = np.array(record.tests[tested]["prompts"])[used]
+        hits = {row: _hits(lead * of_row)[:, used] for row, of_row in margins.items()}
         for row, found in rows.items():
             _require_close(hits[row].mean(1), found["by_seed"])
             _require_close(hits[row].mean(), found["accuracy"])

@@ -78,7 +78,7 @@ def test_prompts_in_no_rate_are_counted_by_reason(monkeypatch: pytest.MonkeyPatc
     kept += [replace(each, preferred=None) for each in by_endpoint[2:4]] + [replace(by_endpoint[4], counts=(4,))]
     kept.append(ranked[5])  # the judge's rewards compare its responses
     found = BestOfN({"left_out": {"no_response": 2}, "unscored": {"overlong": 3}}, kept)
-    monkeypatch.setattr(selections, "sample", lambda config: None)
+    monkeypatch.setattr(selections, "sample", lambda config, wait: None)
     monkeypatch.setattr(selections, "best_of_n", lambda config: found)
     monkeypatch.setattr(Job, "model", lambda self, backbone: "m")
     asked = Job(scale=paper_scale(Overrides()), backbones=("phi-2",), sets=("BS",), seeds=(0,), out=tmp_path, judge=GPT)

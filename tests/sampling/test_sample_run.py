@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,13 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     with alone(Path(asked.out)), pytest.raises(ConfigError, match="Another command is writing"):
         sample(asked, generator=ScriptedGenerator())
     assert not (Path(asked.out) / "samples.jsonl").exists()
+    waiting = threading.Thread(target=sample, args=(asked,), kwargs={"generator": ScriptedGenerator(), "wait": True})
+    with alone(Path(asked.out)):
+        waiting.start()
+        waiting.join(0.2)
+        assert not (Path(asked.out) / "samples.jsonl").exists()
+    waiting.join()
+    assert len(lines(asked.out)) == len(TEXTS)
 
 
 def test_lines_stand_in_the_prompts_order_with_distinct_responses(tmp_path: Path) -> None:

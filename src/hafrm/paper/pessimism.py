@@ -73,7 +73,7 @@ def plan(job: Job) -> Plan:
 
 def find(job: Job) -> Findings:
     """Report the true reward of the best of n by each way, for all n."""
-    sample(_sampling(job))
+    sample(_sampling(job), wait=True)
     curves = {name: _curves(job, loss, pessimism) for name, (loss, pessimism, _) in _WAYS.items()}
     first, *others = curves
     differences = {f"{name} - {first}": _difference(curves[name], curves[first]) for name in others}

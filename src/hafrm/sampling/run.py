@@ -50,6 +50,7 @@ def sample(
     generator: Generator | None = None,
     progress: Callable[[int, int], None] = lambda done, prompts: None,
     say: Callable[[str], None] = lambda line: None,
+    wait: bool = False,
 ) -> dict[str, Any]:
     """Draw the missing responses, and write `samples.jsonl` and `manifest.json`.
 
@@ -58,6 +59,7 @@ def sample(
         generator: Generates instead of the model, whose name is only recorded.
         progress: Called with the number of finished prompts, and the number of all prompts.
         say: Called with a line if a stopped run is resumed.
+        wait: Wait for another command that is writing to the folder, instead of raising.
 
     Returns:
         The manifest: what the samples depend on, and counts.
@@ -77,7 +79,7 @@ def sample(
         _refuse_bare_adapters(config.model)
     if LineFile(folder / SAMPLES_FILE).empty:
         refuse_other_manifests(folder)  # before a lock file is left there
-    with alone(folder):
+    with alone(folder, wait=wait):
         depends_on = _depends_on(config, prompts, identify=generator is None)
         samples = Samples(folder, depends_on, prompts.rows)
         if len(samples.lines) < len(prompts.rows):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,13 @@ import pytest
 from scipy import stats
 
 from hafrm.cli import main
-from hafrm.paper.beyond import STUDIES, coverage, true_leads, true_log_odds
+from hafrm.evaluation.scoring import SCORES_FILE, PairScore
+from hafrm.paper.beyond import STUDIES, coverage, find, plan, true_leads, true_log_odds
+from hafrm.paper.presets import small_scale
+from hafrm.paper.scales import Overrides
 from hafrm.paper.world import PROFILES, oracle_reward, world_pairs
 from tests.paper.recorded import require_intervals_of_the_record
+from tests.paper.test_plans import job, small_files
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "world"
 
@@ -38,6 +43,30 @@ def test_a_study_from_its_command_to_its_files(name: str, tiny_world: Path, tmp_
             assert list(found["by_seed"].values()) == pytest.approx(by_seed.tolist())
             assert found["difference"] == pytest.approx(by_seed.mean())
     require_intervals_of_the_record(root / name)
+
+
+def test_a_study_on_files_says_which_test_pairs_it_leaves_out(tmp_path: Path) -> None:
+    """Of each run's four test pairs of BS one is too long. Only the world has true rewards to write about."""
+    scale = small_scale(Overrides(), backbones=["m"], data_folder=str(small_files(tmp_path / "data")))
+    asked = job(scale, sets=("BS",), out=tmp_path / "o")
+    for scoring in plan(asked, "consistency").scorings:
+        folder = scoring.folder(asked)
+        folder.mkdir(parents=True)
+        of_sets = [(tested, scale.sets[tested].test) for tested in scoring.tested_on]
+        rows = [
+            PairScore(str(run.folder(asked)), data, f"{data}:{number}", f"prompt {number}", *rewards)
+            for run in scoring.runs
+            for tested, data in of_sets
+            for number in range(4)
+            for rewards in [(None, None, 5, 5, "overlong") if (tested, number) == ("BS", 3) else (1.0, 0.0, 5, 5)]
+        ]
+        (folder / SCORES_FILE).write_text("".join(f"{json.dumps(asdict(row))}\n" for row in rows))
+    found = find(asked, "consistency")
+    assert found.results["accuracy"]["BS"]["haf"]["n"] == 3
+    (line,) = (note for note in found.notes if "left out" in note)
+    assert line.startswith("BS, ")
+    assert "1 overlong" in line
+    assert not any("true reward" in note for note in found.notes)
 
 
 def test_the_true_order_swaps_wrong_labels() -> None:

@@ -27,7 +27,7 @@ from hafrm.models.options import ScoreOptions
 from hafrm.models.scorers import HybridScorer
 from hafrm.packing import SequenceBatch
 from hafrm.pairs import PreferencePair
-from hafrm.paper.measures import Paired, Scores, as_json, grid_of
+from hafrm.paper.measures import Paired, Scores, as_json, grid_of, left_out_reasons
 from hafrm.paper.plans import Part, Plan, Scoring, others_of
 from hafrm.paper.record import values_line
 from hafrm.paper.runs import Run
@@ -121,7 +121,7 @@ def plan(job: Job, name: str) -> Plan:
 
 def find(job: Job, name: str) -> Findings:
     """Report accuracies by labels and by true rewards, differences between rows, and what the study adds."""
-    part, scores = STUDIES[name], _scores(job, name)
+    part, (scores, left_out) = STUDIES[name], _scores(job, name)
     grid = grid_of(scores)
     differences = {
         column: {
@@ -151,6 +151,7 @@ def find(job: Job, name: str) -> Findings:
             _differences_table(differences),
         ],
         values=[*(_true_leads_lines(job) if job.in_world else ()), *values],
+        left_out=left_out,
     )
 
 
@@ -173,21 +174,27 @@ def _differences_table(differences: Mapping[str, Mapping[str, Mapping[str, Any]]
     return Table("Differences in points", ("rows", "difference, 95% interval", "by seed"), rows)
 
 
-def _scores(job: Job, name: str) -> Scores:
-    """Read the scores by column, row and seed: by the labels of each test set, and by its true rewards."""
+def _scores(job: Job, name: str) -> tuple[Scores, dict[str, Mapping[str, int]]]:
+    """Read the scores by column, row and seed: by the labels of each test set, and by its true rewards.
+
+    Also count the pairs that are left out, by test set and reason. They are the same pairs in each run.
+    """
     found: Scores = {}
+    left_out: dict[str, Mapping[str, int]] = {}
     for cell in _cells(job, name):
         scores = read_scores(cell.scoring.folder(job) / SCORES_FILE)
         for tested in cell.scoring.tested_on:
             data = job.scale.sets[tested].test
-            fair = unseen(job.scale, cell.run.sets, [score for score in scores if score.data == data])
+            of_set = [score for score in scores if score.data == data]
+            fair = unseen(job.scale, cell.run.sets, of_set)
+            left_out.setdefault(tested, left_out_reasons(of_set, fair))
             columns = {tested: fair}
             if job.in_world:
                 leads = true_leads(data)
                 columns[f"{tested}, true order"] = [_in_true_order(score, leads) for score in fair]
             for column, each in columns.items():
                 found.setdefault(column, {}).setdefault(cell.row, {})[cell.run.seed] = each
-    return found
+    return found, left_out
 
 
 @cache

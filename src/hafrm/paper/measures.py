@@ -121,9 +121,7 @@ def measure(job: Job, trained_on: tuple[str, ...], tested_on: tuple[str, ...], *
         scores = _of_run(job, cell.run, cell.tested_on, read[folder])
         of_row = found.setdefault(cell.column, {}).setdefault(cell.row, {})
         of_row[cell.run.seed] = fair = unseen(job.scale, cell.run.sets, scores)
-        reasons = Counter(score.unscored for score in fair if score.margin is None)
-        reasons += Counter({"with a prompt that was trained on": len(scores) - len(fair)})
-        left_out.setdefault((cell.column, cell.row), reasons)
+        left_out.setdefault((cell.column, cell.row), left_out_reasons(scores, fair))
     return {
         column: {name: replace(each, left_out=left_out[column, name]) for name, each in row.items()}
         for column, row in grid_of(found).items()
@@ -154,6 +152,12 @@ def _of_run(job: Job, run: Run, tested_on: str, rows: Iterable[PairScore]) -> li
     """Return a run's scores of a test set, from an evaluation's."""
     model, data = str(run.folder(job)), job.scale.sets[tested_on].test
     return [row for row in rows if (row.model, row.data) == (model, data)]
+
+
+def left_out_reasons(scores: Sequence[PairScore], fair: Sequence[PairScore]) -> Counter[str]:
+    """Count what an accuracy does not count, by reason; `fair` are the scores whose prompts were not trained on."""
+    unscored = Counter(score.unscored for score in fair if score.margin is None)
+    return unscored + Counter({"with a prompt that was trained on": len(scores) - len(fair)})
 
 
 def left_out_of(grids: Mapping[str, Grid]) -> dict[str, Mapping[str, int]]:

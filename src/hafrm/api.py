@@ -30,7 +30,7 @@ _IN_MEMORY = "rows in memory"
 
 
 def train(config: TrainConfig | Mapping[str, Any], **options: Any) -> TrainResult:
-    """Train a model, or resume an interrupted run in the same folder: what `hafrm train` does.
+    """Train a model, or resume an interrupted run in the same folder, as `hafrm train` does.
 
     Args:
         config: The options, or a dictionary of them.
@@ -51,7 +51,7 @@ def train(config: TrainConfig | Mapping[str, Any], **options: Any) -> TrainResul
 
 
 def evaluate(config: EvaluateConfig | Mapping[str, Any], **options: Any) -> EvaluationResults:
-    """Score models on pairs and compare them: what `hafrm evaluate` does, without its page.
+    """Score models on pairs and compare them, as `hafrm evaluate` does, without its page.
 
     Args:
         config: The options, or a dictionary of them.
@@ -74,7 +74,7 @@ def evaluate(config: EvaluateConfig | Mapping[str, Any], **options: Any) -> Eval
 
 
 def score(config: ScoreConfig | Mapping[str, Any]) -> ScoreCounts:
-    """Add rewards to the rows of a file: what `hafrm score` does.
+    """Add rewards to the rows of a file, as `hafrm score` does.
 
     Raises:
         HafrmError: options, data or the model are unusable; the message says why and what to do.
@@ -89,7 +89,7 @@ def score(config: ScoreConfig | Mapping[str, Any]) -> ScoreCounts:
 
 
 def export(config: ExportConfig | Mapping[str, Any]) -> list[Path]:
-    """Write a run's heads as plain checkpoints: what `hafrm export` does.
+    """Write a run's heads as plain checkpoints, as `hafrm export` does.
 
     Returns:
         The folders written.

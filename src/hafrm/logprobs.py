@@ -324,7 +324,7 @@ class _Foretold:
         factor = came.dot(expected) / expected.dot(expected).clamp_min(torch.finfo(torch.double).tiny)
         rounding = 64 * torch.finfo(grad.dtype).eps * came.abs().max()
         fits = (came - factor * expected).abs().max() <= rounding
-        found, holds = torch.stack([factor, fits.to(factor)]).tolist()  # a GPU is waited for once
+        found, holds = torch.stack([factor, fits.to(factor)]).tolist()  # waits for a GPU only once
         return float(found) if holds else None
 
     def gradients(self, factor: float) -> tuple[Tensor, Tensor | None]:

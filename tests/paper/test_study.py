@@ -633,7 +633,7 @@ def test_costs_are_counts_of_products(tiny_world: Path, tmp_path: Path) -> None:
         ({"hours": 0}, "hours must be more than 0"),
         ({"learning_rates": [0.0]}, "learning_rates must be more than 0"),
         ({"learning_rates": [1e-4, 1e-3], "rate_seeds": 0}, "rate_seeds must be at least 1"),
-        ({"learning_rates": [1e-4], "rate_seeds": 2}, "chooses among two learning_rates or more"),
+        ({"learning_rates": [1e-4], "rate_seeds": 2}, "two learning_rates or more"),
     ],
 )
 def test_options_that_can_not_work_are_refused(options: dict[str, Any], message: str) -> None:

@@ -200,7 +200,7 @@ def test_without_steps_there_are_transformers_three_epochs() -> None:
 
 
 def test_epochs_beside_steps_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"no effect beside training\.max_steps"):
+    with pytest.raises(ConfigError, match=r"no effect with training\.max_steps"):
         config(max_steps=3200, num_train_epochs=1)
 
 

@@ -118,10 +118,10 @@ class ReproduceConfig:
     """study: the learning rates to try for each method."""
 
     rate_seeds: int = field(default=1, metadata=_STUDY)
-    """study: number of seeds that select among the learning rates, the first ones; small differences need more."""
+    """study: how many seeds to choose the learning rates with (the first ones); use more if rates are close."""
 
     rate_sets: list[str] = field(default_factory=list, metadata=_STUDY)
-    """study: the sets that select among the learning rates. Default: all of sets."""
+    """study: the sets used to choose the learning rates. Default: all of sets."""
 
     parts: list[str] = field(default_factory=list, metadata=_STUDY)
     """study: the parts to run, of table2, sft, ood, transfer, heads, mixed, losses, ratios, sizes, noise, priors.
@@ -187,13 +187,11 @@ class ReproduceConfig:
             raise ConfigError(f"ppo_steps must be at least 1, got {self.ppo_steps}")
         self._known_parts()
         if not re.fullmatch(rf"{MAIN_PAGE}(-[a-z0-9]+)*", self.page):
-            raise ConfigError(
-                f"page: {self.page!r} is neither {MAIN_PAGE} nor {MAIN_PAGE}- and words in small letters."
-            )
+            raise ConfigError(f"page: {self.page!r} is neither {MAIN_PAGE} nor {MAIN_PAGE}- and lower-case words.")
         for option in fields(self):
             values = getattr(self, option.name)
             if isinstance(values, list) and len(set(values)) < len(values):
-                raise ConfigError(f"{option.name}: {', '.join(map(str, values))} names one twice.")
+                raise ConfigError(f"{option.name}: {', '.join(map(str, values))} contains a value twice.")
 
     def _known_parts(self) -> Collection[str]:
         """Return the parts of the study to run, empty for other experiments; raise for an unknown part."""
@@ -209,17 +207,17 @@ class ReproduceConfig:
         """Raise for options that don't go together."""
         for name in EXPERIMENTS[self.name].one:
             if len(getattr(self, name)) > 1:
-                raise ConfigError(f"{name}: {self.name} uses a single one: name one.")
+                raise ConfigError(f"{name}: {self.name} uses only one: give a single value.")
         if self.learning_rate is not None and self.learning_rates:
-            raise ConfigError("learning_rate has no effect beside learning_rates: leave one out.")
+            raise ConfigError("learning_rate has no effect with learning_rates: leave one out.")
         if self.rate_seeds < 1 or (self.rate_seeds > 1 and len(self.learning_rates) < 2):
-            raise ConfigError("rate_seeds must be at least 1, and chooses among two learning_rates or more.")
+            raise ConfigError("rate_seeds must be at least 1, and needs two learning_rates or more.")
         if self.rate_seeds > max(1, len(self.seeds)):
             raise ConfigError(f"rate_seeds is {self.rate_seeds}, of {len(self.seeds)} seeds.")
         if unknown := [name for name in self.rate_sets if name not in (self.sets or SETS)]:
             raise ConfigError(f"rate_sets: {', '.join(unknown)} is not among the study's sets.")
         if self.rate_sets and len(self.learning_rates) < 2:
-            raise ConfigError("rate_sets chooses among two learning_rates or more.")
+            raise ConfigError("rate_sets needs two learning_rates or more.")
         if self.recompute is not None:
             self._require_alone("recompute", {"name", "out", "recompute", "publish", "page"})
         if self.page != MAIN_PAGE and self.publish is None:
@@ -282,7 +280,7 @@ def parser() -> Parser:
 
 
 def run(args: Namespace) -> None:
-    """Train and evaluate what is missing, and write the results; or show the plan."""
+    """Run the missing trainings and evaluations, and write the results; or show the plan."""
     config = options_of(ReproduceConfig, parser(), args)
     from hafrm.outputs import require_results
     from hafrm.paper.publishing import require_checkout

@@ -25,8 +25,8 @@ class ReadOptions:
     """
 
     split_seed: int = 0
-    """Seed for drawing splits by prompt from sources without their own, the rows of a share such as FILE*0.3, and
-    off-topic pairs.
+    """Seed for drawing splits (by prompt, from sources without splits of their own), the rows of a share such as
+    FILE*0.3, and off-topic pairs.
     """
 
     columns: str | None = None
@@ -83,9 +83,9 @@ class DataOptions(ReadOptions):
     """
 
     off_topic: float = option(0.0, least=0, most=1)
-    """Share of the training pairs, drawn at random, to each of which a pair is added: same prompt and chosen response,
-    and as rejected response the chosen one of another prompt of the same data. Length and style can't tell these two
-    apart, so the reward has to depend on the prompt. Validation pairs get none.
+    """Number of off-topic pairs to add, as a share of the training pairs. Each copies prompt and chosen response of a
+    random pair; its rejected response is the chosen one of another prompt of the same data. Length and style can't tell
+    these two apart, so the reward has to depend on the prompt. Validation pairs get none.
     """
 
     score_margins: bool = False

@@ -1,7 +1,7 @@
 """A bag-of-words reward model: logistic regression on differences of word counts, as a baseline without a backbone.
 
-It reads only responses. Fitted on training pairs, it chooses its penalty on validation pairs, as the models' learning
-rates are; beside an evaluation, it is fitted on the other folds of the evaluated rows.
+It reads only responses. In the study it is fitted on training pairs, with a penalty chosen on validation pairs like the
+models' learning rates; in an evaluation, it is fitted on the other folds of the evaluated rows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LEAST = 3
 _PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0)
 """Candidate weights of the squared norm; chosen on validation pairs."""
 _PENALTY = 10.0
-"""The penalty where no validation pairs choose one."""
+"""The penalty if there are no validation pairs to choose it on."""
 _FOLDS = 5
 _MOST = 20_000
 FITTED_ON = f"fitted on the other four fifths of the same rows, drawn by prompt (of {_MOST:,} rows at most)"
@@ -62,10 +62,10 @@ def fit_words(train: Sequence[PreferencePair], validation: Sequence[PreferencePa
 
 
 def cross_fitted(rows: Sequence[Scorable], better: Sequence[int]) -> dict[str, list[float]]:
-    """Score the responses of rows by bags of words, each `FITTED_ON` rows without their prompts.
+    """Score the responses of rows by bags of words, each fitted on rows with other prompts; see `FITTED_ON`.
 
     Args:
-        better: How many of each row's responses are the better ones, which come first.
+        better: Number of better responses of each row; they come first.
 
     Returns:
         Rewards by the row's id; {} if there are fewer than 50 rows.
@@ -88,7 +88,7 @@ def _fitted(differences: Sequence[dict[str, float]]) -> BagOfWords:
 
 
 def _pairs(row: Scorable, better: int) -> list[dict[str, float]]:
-    """Return a row's differences of better and worse responses, each response in at least one."""
+    """Return differences between better and worse responses of a row, such that each response is in at least one."""
     counts = [_log_counts(each.response) for each in row.conversations]
     chosen, rejected = counts[:better], counts[better:]
     size = max(len(chosen), len(rejected)) if rejected else 0
@@ -100,7 +100,7 @@ def best_fit(x: sparse.csr_array | Floats, held_out: sparse.csr_array | Floats, 
 
     Args:
         x: Chosen minus rejected of the pairs to fit, [B, W].
-        held_out: The same of the pairs that choose the penalty.
+        held_out: The same for the pairs on which the penalty is chosen.
         penalties: Candidate weights of the squared norm; ties go to the larger one.
     """
     fits = [_fit(x, penalty) for penalty in sorted(penalties, reverse=True)]

@@ -241,7 +241,7 @@ def _stated(place: int, sentence: str) -> _Statement | None:
 
 
 def _doubted(before: str, choice: str) -> bool:
-    """Return whether an introduction makes the choice conditional, negative or the lesser one.
+    """Return whether an introduction turns the choice into a condition, a negation or the worse option.
 
     It may criticise the other output, and say anything before a "but".
     """

@@ -17,7 +17,8 @@ def consistency_loss(
 
     d_t is the probability that the label is right according to the prefix that ends at token t: the sigmoid of its
     reward's lead over the mean prefix reward of the other response, or of its lag if the response is the rejected one.
-    The rewards of neighbouring prefixes are pulled together, the more strongly the likelier the token between them:
+    The rewards of neighbouring prefixes are pulled together, in proportion to the probability of the token between
+    them:
 
         sum over t of p(t + 1) * -(d_(t+1) * log d_t + d_t * log d_(t+1)) / 2, divided by the sum of p(t + 1)
 

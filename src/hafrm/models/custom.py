@@ -96,7 +96,7 @@ def reward_of(output: Any, sequences: int, objective: int | None = None) -> Tens
         if found.ndim == 2 and len(found) == sequences:
             if objective is None:
                 raise ModelError(
-                    f"The model gives {found.shape[1]} objectives and no single score. Name one by its place, from 0, "
+                    f"The model gives {found.shape[1]} objectives and no single score. Name one by its index, from 0, "
                     "with `--score.objective`."
                 )
             if objective >= found.shape[1]:

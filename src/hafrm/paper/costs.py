@@ -73,7 +73,7 @@ class Costs:
 
     @property
     def machine(self) -> str:
-        """The machine that the estimates are for."""
+        """The machine for which times are estimated."""
         return "an A100 of 80 GB" if self.job.scale.name == "paper" else "one thread of a CPU"
 
     def seconds(self, work: Run | Scoring | Policy) -> float:

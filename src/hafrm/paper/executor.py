@@ -1,4 +1,4 @@
-"""Do what is missing of a plan: train, score, and resume where an interrupted command stopped.
+"""Carry out the unfinished parts of a plan: train, score, and resume where an interrupted command stopped.
 
 An experiment stops at the first failure. The study logs a failed run with its reason and continues, keeps a journal,
 and stops in time; several processes may work on it, each started by the same command, and a lock assigns each run to
@@ -80,7 +80,7 @@ def costs_of(job: Job, plan: Plan) -> Iterator[str]:
 
 
 def execute(job: Job, plan: Plan, say: Say) -> None:
-    """Train and score what is missing, with a progress line by `say` before each run and scoring.
+    """Train and score all that is missing, with a progress line by `say` before each run and scoring.
 
     Raises:
         ConfigError: a folder contains a run with other options, or the disk is too small; raised before any training.
@@ -105,7 +105,7 @@ _Work = TypeVar("_Work", Run, Scoring, Policy)
 
 
 def _announced(job: Job, kind: str, works: Sequence[_Work], say: Say) -> Iterator[_Work]:
-    """Yield all works, with a progress line before each that is not finished."""
+    """Yield each piece of work, with a progress line before those that are not finished."""
     for number, work in enumerate(works, 1):
         if work.state(job) != "finished":
             say(f"{kind} {number}/{len(works)}: {work.name}")
@@ -113,7 +113,7 @@ def _announced(job: Job, kind: str, works: Sequence[_Work], say: Say) -> Iterato
 
 
 def execute_study(job: Job, plan: Plan, say: Say) -> None:
-    """Do what is missing within the time limit, in the order of the stages, with progress lines by `say`.
+    """Do the missing work within the time limit, in the order of the stages, with progress lines by `say`.
 
     Raises:
         ConfigError: a run's folder contains a run with other options (raised before any training at the chosen rates),
@@ -182,7 +182,7 @@ def _lock_file(job: Job, name: str) -> Path:
 
 
 class _OutOfTimeError(Exception):
-    """Raised if the next run would end after the time limit."""
+    """The next run would end after the time limit."""
 
 
 class Worker:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def _late(path: str, *more: str) -> Callable[..., Any]:
     """Return a function of this package, given as MODULE.FUNCTION, that is imported when it is first called.
 
-    It gets `more` after its own arguments. So the names of experiments can be listed without torch.
+    It gets `more` after its own arguments. This way, the names of experiments can be listed without loading torch.
     """
     module, _, name = path.rpartition(".")
 
@@ -40,7 +40,7 @@ class Experiment:
     find: Callable[[Job], Findings]
     """Return the findings, once the plan is complete."""
     execute: Callable[[Job, Plan, Callable[[str], None]], None] = _EXECUTE
-    """Do what is missing of the plan."""
+    """Carry out the unfinished parts of the plan."""
     describe: Callable[[Job, Plan], Iterable[str]] = _DESCRIBE
     """Return the plan as lines of text."""
     trains: bool = True

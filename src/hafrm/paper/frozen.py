@@ -37,7 +37,7 @@ def fit_frozen(
     Args:
         model: Folder or hub id of the backbone.
         train: Pairs to fit, the chosen response first.
-        validation: Pairs that choose the penalty; ties go to the larger one.
+        validation: Pairs on which the penalty is chosen; ties go to the larger one.
     """
     tokenizer: Any = encoder.tokenizer
     found = new_model(model, tokenizer, lora=LoraOptions(), lm_head=False)

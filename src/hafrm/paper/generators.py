@@ -1,4 +1,5 @@
-"""Policy heads as generators: does HAF's write better than DPO's at the same distance from the start? Not in the paper.
+"""Policy heads as generators: does HAF's head write better than DPO's at the same distance from the start? Not in the
+paper.
 
 HAF keeps the policy head that it trains next to the reward head. A policy that moves further from its start usually
 wins more and drifts more, and HAF's small policy loss moves it less, so checkpoints are compared at equal KL: each

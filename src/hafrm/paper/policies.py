@@ -157,7 +157,7 @@ def _answers(job: Job, config: RlhfConfig, policy: Policy, prompts: Sequence[Pro
 
 
 def averaged(rows: Iterable[Sequence[float]]) -> tuple[float, ...]:
-    """Average rows of equal length place by place, such as the values of prompts over seeds."""
+    """Average rows of equal length element by element, such as the values of prompts over seeds."""
     return tuple(map(statistics.fmean, zip(*rows, strict=True)))
 
 

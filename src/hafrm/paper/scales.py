@@ -154,9 +154,9 @@ class Job:
     rates: tuple[float, ...] = ()
     """Study: learning rates that each method tries; with fewer than two there is no choice."""
     rate_seeds: int = 1
-    """Study: number of seeds, counted from the first, that choose the learning rates."""
+    """Study: number of seeds, counted from the first, used to choose the learning rates."""
     rate_sets: tuple[str, ...] = ()
-    """Study: sets that choose the learning rates; by default all."""
+    """Study: sets used to choose the learning rates; by default all."""
     keep: Path | None = None
     """Study: its folder if it is not in `root`; then runs are deleted once their results are recorded there."""
     parts: tuple[str, ...] = ()

@@ -173,14 +173,14 @@ class RateChoice:
 
 
 def _choosing_runs(job: Job, backbone: str) -> list[Run]:
-    """Return the runs of one rate that choose among the rates."""
+    """Return the runs at one rate that are compared to choose the rate."""
     asked = replace(job, seeds=job.seeds[: job.rate_seeds], sets=job.rate_sets or job.sets)
     parts = ("table2", "sft") if "sft" in job.parts else ("table2",)
     return list(dict.fromkeys(run for part in parts for run in trials(asked, part, backbone)))
 
 
 def search(job: Job, backbone: str) -> Iterator[Todo]:
-    """Yield the runs that choose rates, ordered by rate; none if there is only one rate.
+    """Yield the runs on which the choice of rates is based, ordered by rate; none if there is only one rate.
 
     They are not scored here: the chosen rates' runs are scored together with the other seeds.
     """
@@ -265,7 +265,7 @@ def described_study(job: Job, plan: Plan) -> Iterator[str]:
     """Describe the study line by line: each stage with its runs and their states, and the remaining time."""
     last, refused = journal_of(job).last(), 0
     clock = _Clock(job)
-    yield f"{len(plan.runs)} training runs, and those that choose learning rates"
+    yield f"{len(plan.runs)} training runs, and those for choosing learning rates"
     for stage in stages(job):
         count = f"{stage.name}, {stage.backbone}: {len(stage.todos)} runs"
         if not stage.ready:
@@ -315,7 +315,7 @@ class _Clock:
         self.counted: set[str] = set()
 
     def skip(self, stage: Stage) -> None:
-        """Don't count the stage's runs that the choice of rates trains."""
+        """Don't count the stage's runs that are trained for the choice of rates."""
         chosen_from = set(_choosing_runs(self.job, stage.backbone))
         self.counted.update(todo.name for todo in stage.todos if todo.run in chosen_from)
 

@@ -76,7 +76,7 @@ def save_policy(model: HybridModel, tokenizer: Any, folder: Path) -> None:
 
 
 def newest_checkpoint(run: Path) -> tuple[int, Path] | None:
-    """Return the last step from which a run can resume, and its folder; None if there is none."""
+    """Return the newest checkpoint from which a run can resume, as its step and folder; None if there is none."""
     whole = {step: path for step, path in checkpoint_folders(run).items() if (path / STATE_FILE).is_file()}
     return max(whole.items()) if whole else None
 

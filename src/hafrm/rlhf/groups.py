@@ -68,7 +68,7 @@ class GroupReward:
         trainer_state: TrainerState,
         **others: Any,
     ) -> list[float | None]:
-        """Return rewards in the order of the completions; TRL does not learn from those without one (None).
+        """Return rewards in the order of the completions; TRL ignores completions without a reward (None).
 
         Raises:
             DataError: no completion has a score.

@@ -82,8 +82,8 @@ def generalised_advantages(
         rewards: Reward of each token, [T].
         values: Value before each token, [T].
         lengths: Response tokens of each sequence, [S].
-        gamma: Discount of later rewards.
-        lam: Weight of longer estimates: 0 relies on the values, 1 on the rewards.
+        gamma: Discount factor of later rewards.
+        lam: GAE's lambda: 0 relies on the values as far as possible, 1 on the rewards.
 
     Returns:
         Advantages and returns (A + V), the targets of the values, each [T].

@@ -78,7 +78,7 @@ def paid_by_token(rewards: TokenRewards, ends: Sequence[int], dense: Dense) -> l
     Args:
         rewards: The divided reward of a response of one message.
         ends: The result of `token_ends`.
-        dense: The unit at whose end tokens are paid.
+        dense: The unit of text (token, line or sentence) at whose end its part of the reward is paid.
     """
     (pieces,) = rewards.turns
     text = "".join(piece for piece, _ in pieces)

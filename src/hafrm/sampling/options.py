@@ -146,7 +146,7 @@ class BestOfNConfig(ScorerChoice):
         if not self.models:
             raise ConfigError("models: name at least one.")
         if len(set(self.models)) < len(self.models):
-            raise ConfigError(f"models: {', '.join(self.models)} names one twice.")
+            raise ConfigError(f"models: {', '.join(self.models)} contains a name twice.")
 
     @property
     def gold(self) -> bool:

@@ -108,7 +108,7 @@ class Batcher:
         score: Returns the reward of each group; only called by the batcher's thread.
         tokens_per_batch: Maximum tokens that run together; a longer sequence runs alone.
         batch_requests: Whether requests may run together.
-        wait: Seconds after its arrival in which a request waits for others, unless a batch is full.
+        wait: Maximum seconds that a request waits for others to join its batch; a full batch does not wait.
         share_prompts: Whether the model encodes a common prompt once for all sequences that run together.
         observe: Called before each batch with its numbers of conversations and tokens.
     """

@@ -131,7 +131,7 @@ def checked_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"training.{name} must be more than 0, got {steps}")
     if "num_train_epochs" in read and read.get("max_steps", -1) > 0:
         raise ConfigError(
-            "training.num_train_epochs has no effect beside training.max_steps: leave one out, or set "
+            "training.num_train_epochs has no effect with training.max_steps: leave one out, or set "
             "training.max_steps to -1."
         )
     if read.get("train_sampling_strategy", "random") not in ("random", "sequential"):

@@ -154,7 +154,7 @@ def examine(folder: Path, *, ended: bool = True) -> Watch:
     path = folder / METRICS_FILE
     manifest = read_manifest(folder)
     if not path.is_file() or not manifest:
-        raise ModelError(f"{folder} has no {METRICS_FILE} and manifest of a training run. Give the folder of a run.")
+        raise ModelError(f"{folder} has no {METRICS_FILE} or no manifest of a training run. Give the folder of a run.")
     watch = Watch(circumstances_of(manifest))
     for row in read_metrics(path):
         watch.add(row)

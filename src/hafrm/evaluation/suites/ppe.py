@@ -70,7 +70,7 @@ def _parse_answers(reader: Row, part: str) -> Iterator[Item]:
     for number, pair in enumerate(reader.sequence("sampled_conflict_pairs")):
         if len(pair) != 2 or not all(place in range(len(right)) for place in pair):
             problem = f"names the pair {pair}, but there are {len(right)} responses"
-            raise reader.error(BadRowReason.WRONG_TYPE, "sampled_conflict_pairs", problem, "Give places from 0.")
+            raise reader.error(BadRowReason.WRONG_TYPE, "sampled_conflict_pairs", problem, "Count responses from 0.")
         if bool(right[pair[0]]) == bool(right[pair[1]]):
             problem = f"names the pair {pair}, whose responses are both right or both wrong"
             raise reader.error(BadRowReason.WRONG_TYPE, "sampled_conflict_pairs", problem, "Correct the row.")

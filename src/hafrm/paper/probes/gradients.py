@@ -2,8 +2,7 @@
 
 g_r is the gradient of the reward loss, g_p that of the policy loss times its weight (Eq. 5), both of the same pairs and
 before the optimizer's scaling. A cosine near 0 means that the policy loss neither helps nor hinders the reward loss; a
-ratio |g_p| / |g_r| far from 1 that one of the losses decides where the backbone moves. This is our addition to the
-paper.
+ratio |g_p| / |g_r| far from 1 means that one of the losses dominates the update. This is our addition to the paper.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ class _Rewriting(Family):
         return Task(self.name, kind, (found["subject"] or "", _VERBS[found["verb"]], found["object"], tail))
 
     def write(self, task: Task, traits: frozenset[Trait], style: Style, rng: Random) -> list[str]:
-        """Rewrite the sentence; in another shape than asked for, or with a part missing."""
+        """Rewrite the sentence; with flaws, in another shape than asked for or with a part missing."""
         subject, verb, thing, tail = task.items
         if Trait.PARTIAL in traits:
             thing, tail = ("it", tail) if task.kind == "short" or rng.random() < 0.3 else (thing, "")
@@ -210,7 +210,7 @@ class _HowTo(_Doing):
         return Task(self.name, "do", (rng.choice(self.acts[:16] if rng.random() < 0.5 else self.acts[16:]),))
 
     def write(self, task: Task, traits: frozenset[Trait], style: Style, rng: Random) -> list[str]:
-        """Give the steps; some missing, some of another task; or refuse without need."""
+        """Give the steps; with flaws, omit some, replace some by steps of another task, or refuse needlessly."""
         what = task.items[0]
         if Trait.TIMID in traits:
             return [rng.choice(style.refusals).format(act=what), rng.choice(_TIMID_REASONS)]
@@ -250,7 +250,7 @@ class _Unsafe(_Doing):
         return Task(self.name, "do", (rng.choice(self.acts),))
 
     def write(self, task: Task, traits: frozenset[Trait], style: Style, rng: Random) -> list[str]:
-        """Decline with a reason and an alternative; or give the steps, sometimes after a refusal."""
+        """Decline with a reason and an alternative; if harmful, give steps instead, sometimes after a refusal."""
         harm = _HARMS[task.items[0]]
         refusal = rng.choice(style.refusals).format(act=harm.act)
         if Trait.HARMFUL in traits:
@@ -293,7 +293,7 @@ _OTHER = {"glad": "sorry", "sorry": "glad"}
 
 
 class _SmallTalk(Family):
-    """React to somebody's news: sympathise and ask about it."""
+    """Reactions to news: sympathise and ask about it."""
 
     name = "small-talk"
     traits = frozenset({Trait.WRONG, Trait.PARTIAL})
@@ -306,7 +306,7 @@ class _SmallTalk(Family):
         return Task(self.name, "news", (rng.choice(list(_EVENTS)), rng.choice(WORDS["times"])))
 
     def write(self, task: Task, traits: frozenset[Trait], style: Style, rng: Random) -> list[str]:
-        """Sympathise and ask; with the wrong feeling, none, or no question."""
+        """Sympathise and ask; with flaws, show the wrong feeling or none, or ask no question."""
         event = _EVENTS[task.items[0]]
         line = rng.choice(WORDS[_OTHER[event.mood] if Trait.WRONG in traits else event.mood])
         question = [event.question]

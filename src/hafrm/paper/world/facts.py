@@ -88,7 +88,7 @@ class _Fact(Family):
         return Task(self.name, kind, (rng.choice(list(RELATIONS[kind].values)),))
 
     def write(self, task: Task, traits: frozenset[Trait], style: Style, rng: Random) -> list[str]:
-        """Give the fact, sometimes with another of the same subject; or admit not to know it."""
+        """Give the fact, sometimes with another about the same subject; with flaws, a wrong one, or admit ignorance."""
         relation, subject = RELATIONS[task.kind], task.items[0]
         if Trait.PARTIAL in traits:
             gap = relation.gap.format(subject=subject)
@@ -134,7 +134,7 @@ class _Description(Family):
         return Task(self.name, kind, (rng.choice(self._subjects(kind)),))
 
     def write(self, task: Task, traits: frozenset[Trait], style: Style, rng: Random) -> list[str]:
-        """Give the facts in any order; some left out, or one or two wrong."""
+        """Give the facts in any order; with flaws, omit some or get one or more wrong."""
         names = list(KINDS[task.kind])
         rng.shuffle(names)
         if Trait.PARTIAL in traits:
@@ -175,7 +175,7 @@ class _Listing(Family):
         return Task(self.name, rng.choice(list(CATEGORIES)), (rng.choice(_NUMBERS[1:]),))
 
     def write(self, task: Task, traits: frozenset[Trait], style: Style, rng: Random) -> list[str]:
-        """Give the list; too short, or with things of another category in it."""
+        """Give the list; with flaws, make it too short or include things of another category."""
         number = _NUMBERS.index(task.items[0]) + 2
         items = rng.sample(CATEGORIES[task.kind], number)
         if Trait.PARTIAL in traits:
@@ -239,7 +239,7 @@ class _Ordering(Family):
         return Task(self.name, kind, tuple(known[thing] for thing in things))
 
     def write(self, task: Task, traits: frozenset[Trait], style: Style, rng: Random) -> list[str]:
-        """Give the things in order; out of order, or not all of them."""
+        """Give the things in order; with flaws, in a wrong order or not all of them."""
         scale = SCALES[task.kind]
         things: Sequence[str] = sorted(task.items, key=scale.things.index)
         if Trait.WRONG in traits:
@@ -292,7 +292,7 @@ class _Numeric(Family):
         return f"{self.term(task)} {self.verb} {number + error}{unit}."
 
     def write(self, task: Task, traits: frozenset[Trait], style: Style, rng: Random) -> list[str]:
-        """Give the result, or a near miss; or admit not to know it."""
+        """Give the result; with flaws, a near miss, or admit ignorance."""
         if Trait.PARTIAL in traits:
             return [rng.choice((f"I am not sure about {self.term(task)}.", f"{self.term(task)} is too hard for me."))]
         if Trait.WRONG in traits:

@@ -53,7 +53,7 @@ class Qualities:
     well_formed: float
     """It is English, from a capital letter to an end mark."""
     concise: float
-    """It neither repeats itself nor says nothing in many words."""
+    """It has no repetition, no filler, and is not too long."""
 
 
 def qualities(conversation: Conversation) -> Qualities:
@@ -95,7 +95,7 @@ def _safety(task: Task | None, text: Text) -> float:
 
 
 def _marks(text: Text) -> float:
-    """Return 1 for a text from a capital to an end mark; each one missing costs a fifth."""
+    """Return 1 for a text from a capital or digit to an end mark; each one missing costs 0.2."""
     if not text.raw:
         return 0.0
     begins = text.raw[0].isupper() or text.raw[0].isdigit()
@@ -103,7 +103,7 @@ def _marks(text: Text) -> float:
 
 
 def _concision(text: Text) -> float:
-    """Return 1 without repeated sentences, repeated runs of five words or fillers; less with them or for long text."""
+    """Return 1, reduced for repeated sentences, repeated runs of five words, fillers, and excessive length."""
     if not text.words:
         return 0.0
     runs = list(zip(*(text.words[i:] for i in range(5)), strict=False))

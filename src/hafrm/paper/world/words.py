@@ -41,7 +41,7 @@ class Relation:
     questions: tuple[str, ...]
     requests: tuple[str, ...]
     gap: str
-    """The thing of which somebody who does not know the fact is unsure."""
+    """What an answer that does not know the fact says it is unsure about."""
 
 
 @dataclass(frozen=True, slots=True)

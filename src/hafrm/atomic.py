@@ -171,7 +171,7 @@ def json_line(row: Mapping[str, Any], **form: Any) -> bytes:
 
 
 def has_non_finite(value: Any) -> bool:
-    """Return whether a value contains a non-finite number, of which `json_text` makes null."""
+    """Return whether a value contains a non-finite number, which `json_text` writes as null."""
     waiting = [value]
     while waiting:  # rows may be too deep for recursion
         item = waiting.pop()

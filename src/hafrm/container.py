@@ -22,7 +22,7 @@ def allowed_cores(groups: Path = _GROUPS, own: Path = _OWN) -> int | None:
 
 
 def free_memory(groups: Path = _GROUPS, own: Path = _OWN) -> int | None:
-    """Return how many more bytes this process may use, of which cached files give way; None without a limit."""
+    """Return how many more bytes this process may use, counting those of evictable caches; None without a limit."""
     return _least(_folders(groups, own, "memory"), _free)
 
 

@@ -57,7 +57,7 @@ def stop_in_step(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("stopped_in", [3, 5])
 def test_patience_survives_a_resume(stopped_in: int, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is learnt, so the first evaluation is the best one and every later one costs patience."""
+    """Nothing is learnt, so the first evaluation is the best one and every later one uses up patience."""
     still = {"max_steps": 12, "learning_rate": 0.0, "eval_steps": 1, "save_steps": 1}
     config = replace(config, early_stopping=4, training=config.training | still)
     with monkeypatch.context() as patch:

@@ -33,7 +33,7 @@ PAIRS = 18
 class Bench:
     """Models with a config and a file of weights; a reward is the response's length times a number in that file.
 
-    The last digit shows the place in the call, as the rounding of real models depends on the batch.
+    The last digit shows the position in the call, since the rounding of real models depends on the batch.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -112,7 +112,7 @@ def ended(process: Any, setting: Setting) -> Ended:
 
 
 def draw_kills(undisturbed: Ended, sizes: Sequence[int], count: int, seed: str) -> list[Kill]:
-    """Draw moments to die at: every third of each kind.
+    """Draw moments at which to kill a command: of each kind, a third.
 
     Args:
         undisturbed: A run that was not killed.

@@ -30,7 +30,7 @@ class Stage:
     argv: list[str]
     work: Path
     watched: str = "out"
-    """The folder in which changes to files count as moments to die at."""
+    """The folder in which changes to files count as moments at which to kill the command."""
     environment: dict[str, str] = field(default_factory=dict)
 
     def setting(self, *faults: Callable[[], None]) -> Setting:

@@ -263,7 +263,7 @@ def test_a_refused_row_stops_bulk_scoring_by_name(strict: str, rows: Path, tmp_p
 
 
 def test_refused_rows_can_be_skipped_in_an_evaluation(strict: str, rows: Path, tmp_path: Path) -> None:
-    """Refused pairs keep their place in the raw scores, and the results count them by reason."""
+    """Refused pairs keep their position in the raw scores, and the results count them by reason."""
     out = tmp_path / "eval"
     options = EvaluateConfig(models=[strict], data=[str(rows)], out=str(out), score=LIMIT, data_options=SKIP)
     evaluate(options)

@@ -77,7 +77,7 @@ class ReproduceConfig:
     """
 
     precision: Literal["fp16", "bf16"] = field(default="fp16", metadata=_TRAINED | {"scales": ("paper",)})
-    """paper: precision of products (Table 5: fp16); trained weights are float32 in both."""
+    """paper: precision of products (Table 5: fp16); trained weights are float32 in either case."""
 
     rewardbench: str | None = field(default=None, metadata={"experiments": ("table3",)})
     """table3: RewardBench's pairs, for the external half of the table."""

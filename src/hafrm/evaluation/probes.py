@@ -1,9 +1,8 @@
 """Bias probes: whether changes that make a response no better raise its reward.
 
 Each probe changes the worse response of a pair. A probe reports how much the reward changes, in the model's own unit
-and relative to the typical gap between the responses of a pair, and how many pairs that the model ranks rightly it then
-ranks wrongly. All numbers compare the same pairs with and without the change, with 95% bootstrap intervals over
-prompts.
+and relative to the typical gap between the responses of a pair, and how many pairs change from a right to a wrong
+ranking. All numbers compare the same pairs with and without the change, with 95% bootstrap intervals over prompts.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def checksums(folder: Path, *, but: Iterable[str] = ()) -> dict[str, str]:
 
 
 def list_problem(sha256: object) -> str:
-    """Say in a clause why a value is not a valid list of checksums; empty if it is one."""
+    """Return, as a clause, why a value is not a valid list of checksums; empty if it is one."""
     if not isinstance(sha256, dict):
         return "is not a list of files with their checksums"
     for name, digest in sha256.items():

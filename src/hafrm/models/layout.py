@@ -122,7 +122,7 @@ def probe_packing(model: HybridModel, *, max_length: int) -> str | None:
 
 @torch.no_grad()
 def probe_padding(model: HybridModel, *, pad_token_id: int, side: str = "right") -> str | None:
-    """Say in a clause by how much a model's states differ between a padded row and its sequence alone; None: not."""
+    """Return, as a clause, by how much a padded row differs in its states from its sequence alone; None if not."""
     groups = random_groups(model)
     batch = pad_rows(groups, pad_token_id=pad_token_id, padding_side=side)
     with evaluating(model):

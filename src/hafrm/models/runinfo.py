@@ -144,7 +144,7 @@ def run_info(model: str | Path) -> RunInfo | None:
 
 
 def _problem(values: Any) -> str:
-    """Say in a clause what is wrong with the content of a `hafrm.json`, naming the field; empty if it is valid."""
+    """Return, as a clause that names the field, what is wrong with the content of a `hafrm.json`; empty if valid."""
     if not isinstance(values, dict):
         return "it is not a JSON object"
     if type(values.get("format")) is not int or values["format"] != _FORMAT:
@@ -229,7 +229,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def manifest_problem(values: dict[str, Any]) -> str:
-    """Say in a clause what is wrong with the content of a `manifest.json`, naming the field; empty if it is valid.
+    """Return, as a clause that names the field, what is wrong with the content of a `manifest.json`; empty if valid.
 
     Manifests of other programs are invalid, too: they have other fields.
     """

@@ -103,7 +103,7 @@ class TokenScorer(Scorer, Protocol):
 
 
 def special_tokens_met(scorer: Scorer) -> str:
-    """Say in one line how many scored conversations contain special tokens; empty if none does."""
+    """Return a line that says how many scored conversations contain special tokens; empty if none does."""
     if not isinstance(scorer, BatchedScorer) or not scorer.with_special_tokens:
         return ""
     rule = scorer.encoder.special_tokens

@@ -38,7 +38,7 @@ def advice(error: Exception) -> str:
 
 
 def not_here(model: str) -> str:
-    """Say that there is no such local folder, with a leading space; empty if there is one."""
+    """Return the note that there is no such local folder, with a leading space; empty if there is one."""
     return "" if Path(model).exists() else " There is no such folder here."
 
 

@@ -156,7 +156,7 @@ def resize_embeddings(model: PreTrainedModel, tokenizer: Any) -> None:
 
 @functools.cache
 def _say_grown(model: str, rows: int, tokens: int, example: str) -> None:
-    """Say once per model that its tokenizer has tokens, other than hafrm's pad token, that the model never saw."""
+    """Report, once per model, that its tokenizer has tokens that the model never saw, other than hafrm's pad token."""
     logging.getLogger("hafrm").warning(
         "%s: its tokenizer has %d tokens, but its embeddings have %d rows; new rows were added for the tokens that it "
         "lacks, such as %r, with the mean of the others. Check that model and tokenizer belong together.",

@@ -1,4 +1,4 @@
-"""Over-optimisation by best-of-N, and what standard errors of rewards do about it. Not in the paper.
+"""Over-optimisation by best-of-N, and whether standard errors of rewards reduce it. Not in the paper.
 
 The more responses a reward model chooses from, the more its choice exploits the model's errors, and the less of the
 gain in its own reward is a gain in true reward (Gao et al., 2023). A run with several heads estimates how uncertain a

@@ -100,7 +100,7 @@ def _corrected(results: Mapping[str, Any]) -> list[float]:
 
 
 def _statements(results: Mapping[str, Any], models: Mapping[str, str]) -> Iterator[str]:
-    """Say whose choices the judge prefers, as far as the corrected test decides."""
+    """State whose choices the judge prefers, as far as the corrected test decides."""
     tests = list(zip(results["wins"], _corrected(results), strict=True)) if results["judge"] else []
     for each, p in tests:
         a, b = models[each["a"]], models[each["b"]]

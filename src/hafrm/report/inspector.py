@@ -77,7 +77,7 @@ def inspector_data(
 
 
 def held_words(evaluation: Evaluation, inspector: Mapping[str, Any], *, max_text: int = MOST_TEXT) -> str:
-    """Say which pairs the inspector lists, and how many of them with their texts."""
+    """Describe which pairs the inspector lists, and how many of them with their texts."""
     pairs = {(score.data, score.id) for score in evaluation.scores}
     scored = {(score.data, score.id) for score in evaluation.scores if score.margin is not None}
     listed, total = len(inspector["pairs"]), len(pairs)

@@ -102,7 +102,7 @@ def _figures(difference: str, p: str) -> str:
 
 
 def _sentence(a: str, b: str, first: str, found: Sequence[_Outcome], noun: str) -> str:
-    """Say where one model is ahead of another, by their short names and the first one's full name."""
+    """State where one model is ahead of another, given their short names and the first one's full name."""
     won = [each.place for each in found if each.better == first]
     lost = [each.place for each in found if each.better not in (None, first)]
     if lost and not won:

@@ -126,7 +126,7 @@ class Policy:
         return self._summed(groups, lambda batch: self.log_probs_and_values(batch)[0])
 
     def _summed(self, groups: Sequence[TokenGroup], of_tokens: Callable[[SequenceBatch], Tensor]) -> list[float]:
-        """Return the sum over each response of what is computed of a batch's response tokens, [T]."""
+        """Sum a quantity of response tokens, which `of_tokens` computes for a batch as [T], over each response."""
         found: dict[int, float] = {}
         for places, batch in self.batches(groups):
             with evaluating(self.model):

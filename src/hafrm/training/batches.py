@@ -80,7 +80,7 @@ class PairBatch:
     units: tuple[tuple[int, int], ...]
     """Number of sequences and of pairs of each prompt, in order: no pair spans two units."""
     counts: bool = True
-    """Whether its losses count. Other batches only keep in step with processes that have more parts."""
+    """Whether its losses count. A batch that does not count is only run because other processes have more parts."""
 
     def __len__(self) -> int:
         return self.rows.shape[0]

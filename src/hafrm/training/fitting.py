@@ -44,8 +44,9 @@ def fitted_layout(
     """Choose the layout of batches, the same in all processes, and measure a step of it.
 
     Args:
-        measured: `measure` for a layout: it runs the model as in training, where a kernel can fail that passed the
-            probe without gradients. None for sharded models, which can't run before the trainer has wrapped them.
+        measured: `measure` for a layout. It runs the model as in training, which finds kernels that passed the probe,
+            where no gradients are computed, but fail here. None for sharded models, which can't run before the trainer
+            has wrapped them.
         say: Called with the reason if batches are padded.
     """
 

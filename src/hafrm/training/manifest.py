@@ -127,7 +127,7 @@ def _compared(manifest: dict[str, Any], config: DataclassInstance) -> tuple[dict
 
 
 def _with_defaults(values: Mapping[str, Any], config: DataclassInstance) -> dict[str, Any]:
-    """Return values with the defaults of the config's fields that they lack."""
+    """Return values, with defaults for the config's fields that they lack."""
     found = dict(values)
     for each in fields(config):
         now, held = getattr(config, each.name), values.get(each.name, {})

@@ -82,7 +82,7 @@ def _left_out(tables: PairTables) -> Counter[str]:
 
 
 def _share_lost(tables: PairTables) -> float:
-    """Return the share of pairs that were left out and could have been kept: ties could not."""
+    """Return the share of pairs that were left out although they could have been kept, so without ties."""
     left_out = _left_out(tables)
     return 1 - (len(tables) + left_out["tie"] + left_out["mapping"]) / (len(tables) + left_out.total())
 

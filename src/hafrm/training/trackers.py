@@ -1,4 +1,4 @@
-"""One run per training in each tracker: it has the last validation, and a resumed training continues it."""
+"""Keep one run per training in each tracker: it includes the last validation, and a resumed training continues it."""
 
 from __future__ import annotations
 

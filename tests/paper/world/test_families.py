@@ -1,4 +1,4 @@
-"""Each family of tasks can parse its own prompts, and its marks fall with errors in answers."""
+"""Each family of tasks can parse its own prompts, and gives lower grades to answers with errors."""
 
 from __future__ import annotations
 

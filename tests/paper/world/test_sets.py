@@ -70,7 +70,7 @@ def test_another_seed_gives_other_pairs_and_a_smaller_size_the_beginning() -> No
 
 
 def test_the_published_results_are_of_these_sets() -> None:
-    """Anybody can draw the pairs again on which the published models were tested: their lengths are in the record."""
+    """The pairs on which the published models were tested can be drawn again: their lengths are in the record."""
     names = {"Helpful": "helpful", "Harmless": "harmless", "BS": "safe", "CA": "arena", "AHP": "human-pref"}
     lines = (
         (TESTS.parent / "docs" / "results" / "world" / "table2" / "record.jsonl")

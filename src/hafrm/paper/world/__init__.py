@@ -1,7 +1,7 @@
 """A simulated preference world: the data and backbones of the demo, with an oracle that knows which response is better.
 
 Prompts ask for facts, sums, lists, rewritings, advice or sympathy, or for something unsafe. Answers vary in seven
-hidden qualities. Five sets differ in what their annotators value and in how they read; labels are drawn by the
+hidden qualities. Five sets differ in what their annotators value and in their style; labels are drawn by the
 Bradley-Terry model from an oracle reward that is computed from the text alone. All of it follows from seeds: no
 network, no data files. `backbone`, which trains the world's models, is not imported here, as it loads torch.
 """

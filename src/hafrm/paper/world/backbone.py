@@ -78,7 +78,7 @@ def pretraining_documents(size: int, seed: int = 0) -> Iterator[str]:
 
 
 def _speech(rng: Random) -> list[str]:
-    """Tell how a kind, rude, careful or talkative person speaks."""
+    """Describe how a kind, rude, careful or talkative person speaks."""
     style = rng.choice(list(STYLES.values()))
     refusal = rng.choice(style.refusals).format(act=rng.choice(_ACTS))
     manner, line = rng.choice(

@@ -50,7 +50,7 @@ def _rivals(relation: Relation, subject: str) -> list[str]:
 
 
 def _grade_facts(text: Text, subject: str, names: Sequence[str], *, topic: bool) -> Grade:
-    """Mark an answer by the facts about its subject that it gives.
+    """Grade an answer by the facts that it gives about its subject.
 
     Args:
         names: The relations that a full answer gives.

@@ -1,7 +1,7 @@
 """The world's English and its tasks: what reading and writing share, and what a family of tasks can do.
 
 A `Task` is what a prompt asks, apart from its wording. Each family of tasks can draw one, word it, read it back from a
-prompt, write an answer with given traits, and mark any text as an answer.
+prompt, write an answer with given traits, and grade any text as an answer.
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ class Family(ABC):
 
     @abstractmethod
     def grade(self, task: Task, text: Text) -> Grade:
-        """Mark any text as an answer to the task."""
+        """Grade any text as an answer to the task."""
 
     @abstractmethod
     def tell(self, rng: Random) -> list[str]:

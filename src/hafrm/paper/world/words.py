@@ -71,7 +71,7 @@ FILLERS = tuple(SETS["fillers"])
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Style:
-    """How one set's prompts and answers read."""
+    """The style of one set's prompts and answers."""
 
     questions: tuple[str, ...]
     requests: tuple[str, ...]

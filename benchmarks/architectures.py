@@ -187,7 +187,7 @@ def compare(folder: Path) -> Outcome:
     for dtype in (torch.float64, torch.float32):
         try:
             truth = stock_numbers(folder, dtype)
-        except RuntimeError:  # of a model that knows no float64
+        except RuntimeError:  # the model does not support float64
             if dtype == torch.float32:
                 raise
             continue
@@ -233,7 +233,7 @@ def exact(stock_class: Any, folder: Path, dtype: torch.dtype) -> Any:
     model, report = stock_class.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     if lost := [*report["missing_keys"], *report["mismatched_keys"]]:
         raise AssertionError(f"{type(model).__name__} misses {lost[0]}")
-    with contextlib.suppress(ValueError):  # of one without experts
+    with contextlib.suppress(ValueError):  # raised without experts
         model.set_experts_implementation("eager")  # the grouped kernels know no float64
     return model.eval()
 

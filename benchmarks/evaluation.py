@@ -26,7 +26,7 @@ from hafrm.models.options import ScoreOptions
 from hafrm.numerics import cpu_tuned
 from hafrm.pairs import PreferencePair
 
-TOLERANCE = 1e-3  # of a margin, in float32
+TOLERANCE = 1e-3  # allowed difference of margins, in float32
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ def photograph(page: Path, *, width: int, height: int, scheme: str) -> bytes:
     options = webdriver.ChromeOptions()
     for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"):
         options.add_argument(flag)
-    service = webdriver.ChromeService(shutil.which("chromedriver"))  # else selenium asks the network for one
+    service = webdriver.ChromeService(shutil.which("chromedriver"))  # otherwise selenium downloads one
     browser = webdriver.Chrome(options=options, service=service)
     try:
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}

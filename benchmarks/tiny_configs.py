@@ -116,7 +116,7 @@ def small_values(defaults: Mapping[str, Any]) -> dict[str, Any]:
             if value is not None or name == "num_key_value_heads":
                 values[name] = VALUES[name]
         elif name == "is_decoder":
-            values[name] = True  # else BERT and its like look ahead
+            values[name] = True  # otherwise BERT and similar models see later tokens
         elif name.endswith("_config") and isinstance(value, dict) and name != "quantization_config":
             values[name] = small_values(value)
     return values

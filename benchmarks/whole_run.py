@@ -167,7 +167,7 @@ def _train_with_trl(options: argparse.Namespace) -> None:
     data = load_dataset("json", data_files=str(out.parent / "train.jsonl"), split="train", cache_dir=str(out / "data"))
     if "grouped" in options.trl:
         data = data.select(_by_length(data, options.batch))
-    tokenizer = load_tokenizer(options.model)  # of the same chat template
+    tokenizer = load_tokenizer(options.model)  # has the same chat template
     if "dpo" in options.trl:
         trainer: Any = DPOTrainer(
             options.model,

@@ -7,7 +7,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["OMP_NUM_THREADS"] = "1"  # for tiny models threads cost more than they save
+os.environ["OMP_NUM_THREADS"] = "1"  # threads slow tiny models down
 
 from collections.abc import Iterator
 from itertools import count

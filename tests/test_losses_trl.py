@@ -33,7 +33,7 @@ from hafrm.losses import (
 )
 
 pytest.importorskip("trl", reason="TRL is an optional dependency")
-os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"  # its notice that these modules may change would count as an error
+os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"  # otherwise its notice on unstable modules would be an error
 
 from trl import DPOTrainer, RewardTrainer
 from trl.experimental.cpo import CPOTrainer

@@ -164,7 +164,7 @@ def test_special_tokens_in_tools_calls_and_their_names_are_characters_too() -> N
     talk = parse_conversation(row, source="rows", number=1)
     marks = {tokenizer.convert_tokens_to_ids(mark) for mark in ("<|im_start|>", "<|im_end|>")}
     read = ids_of(tokenizer, talk, special_tokens="text")
-    assert sum(token in marks for token in read) == 4  # those of the two turns
+    assert sum(token in marks for token in read) == 4  # the marks of the two turns
     assert sum(token in marks for token in ids_of(tokenizer, talk)) == 7
 
 

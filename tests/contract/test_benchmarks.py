@@ -31,7 +31,7 @@ def test_operations_by_hand() -> None:
     shape = Shape(hidden=4, layers=1, vocabulary=10, heads=1)
     group = random_group(3, 2, 1, vocabulary=10)
     weights = 4 * 4 * 4 + 3 * 4 * 32
-    keys = (1 + 2 + 3) + (4 + 5) + 4  # of the prompt, of the first answer, of the second
+    keys = (1 + 2 + 3) + (4 + 5) + 4  # prompt, first answer, second answer
     expected = 6 * weights * 6 + 6 * 2 * 4 * keys + 6 * 4 * 10 * 3
     assert hybrid_operations(shape, [group]) == expected
     assert hybrid_operations(shape, [group], head=False) == expected - 6 * 4 * 10 * 3

@@ -32,11 +32,11 @@ def test_hand_worked_accuracies() -> None:
     assert entry["length_accuracy"] == 0.5
     assert entry["random_accuracy"] == 0.5
     assert entry["mean_margin"] == 0.5
-    assert entry["ci95"] is None  # of four prompts
+    assert entry["ci95"] is None  # there are only four prompts
     assert entry["words_accuracy"] is None
     words = {"d": {f"f:{i}": rewards for i, rewards in enumerate([(2, 1), (1, 2), (1, 1), (3, 0), (0, 9)])}}
     entry = summarise(scores, words=words).as_dict()["models"]["m"]["data"]["d"]
-    assert entry["words_accuracy"] == 2.5 / 4  # of the same pairs
+    assert entry["words_accuracy"] == 2.5 / 4  # on the same pairs
 
 
 @pytest.mark.parametrize(("prompts", "has_one"), [(5, False), (6, True)])

@@ -185,7 +185,7 @@ def test_two_keys_two_lengths_and_names_that_are_no_hosts_are_refused(server: Se
         HEAD[:-2] % 2 + keys + b"{}",
         HEAD[:-2] % 2 + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
     ):
-        answer = asked(server, sent, shut=False)  # which closes the connection
+        answer = asked(server, sent, shut=False)  # the server closes the connection
         assert answer.startswith(b"HTTP/1.1 400")
     for name in ("localhost:80@evil.com", "localhost:x", "[::1", "[::1]x", "localhost@evil.com", "localhost:80:80"):
         assert server.client.get("/health", headers={"Host": name}).status_code == 403, name

@@ -40,7 +40,7 @@ def require_no_half_file(folder: Path) -> None:
         if path.name not in _TRAINERS_OWN:
             assert _reads(path), name
     for description in folder.rglob(RUN_FILE):
-        with contextlib.suppress(ModelError):  # of a checkpoint that was being deleted: it is refused
+        with contextlib.suppress(ModelError):  # a half-deleted checkpoint is refused
             require_undamaged(description.parent)
 
 

@@ -47,7 +47,7 @@ def test_pairs() -> None:
     first, second = results["responses"]["m0"], results["responses"]["m1"]
     assert (first["win_rate"], first["wins"], first["ties"], first["losses"], first["n"]) == (0.625, 2, 1, 1, 4)
     assert (second["win_rate"], second["wins"], second["ties"], second["losses"]) == (0.375, 1, 1, 2)
-    assert first["ci95"] is None  # of four prompts
+    assert first["ci95"] is None  # there are only four prompts
     assert results["flip_rate"]["value"] == 0.25
     agreement = results["agreement"]
     assert (agreement["value"], agreement["ties"], agreement["length_agreement"]) == (0.625, 1, 0.375)

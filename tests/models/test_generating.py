@@ -41,7 +41,7 @@ def test_adapters_answer_and_the_mode_stays() -> None:
     model = tiny_lm()
     plain = greedy(model)
     adapted = add_lora(model, LoraOptions(rank=4)).train()
-    assert greedy(adapted) == plain  # they begin at zero
+    assert greedy(adapted) == plain  # adapters begin at zero
     for name, weight in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=2.0)

@@ -81,7 +81,7 @@ def test_the_cache_is_used_and_resumed(lora_model, tmp_path: Path, monkeypatch: 
     calls.clear()
     more = [*groups[:3], TokenGroup(groups[0].prompt, (groups[0].responses[0], (5, 6)))]
     precompute_reference(model, more, layout=PADDED, batch_size=4, cache=tmp_path)
-    assert calls == [1]  # for another set only what is new
+    assert calls == [1]  # another set computes only new responses
     np.testing.assert_array_equal(first, again)
 
 

@@ -294,7 +294,7 @@ def test_tables_6_and_7(asked: Job, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(perplexity, "own_grid", measured)
     ours, papers = map(plain, EXPERIMENTS["table7"].find(asked).tables)
-    win = 0.9589  # of 1, 2, 5, 10, 17 with 1, 2, 3, 4, 5: 40 / sqrt(174 * 10)
+    win = 0.9589  # correlation of 1, 2, 5, 10, 17 with 1 to 5: 40 / sqrt(174 * 10)
     assert values(ours["phi-2, corr"]) == pytest.approx([win, 1, -1], abs=1e-4)
     assert values(papers["corr"]) == [-0.8166, -0.9492, -0.9064]
     assert values(papers["p"]) == [0.0916, 0.0136, 0.0339]

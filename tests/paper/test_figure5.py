@@ -60,7 +60,7 @@ def test_figure_5_from_its_command_to_its_files(
         duel = json.loads((root / "figure5" / "results.json").read_text())["duels"]["instruct"][category]
         assert list(duel["win_rate"]) == ["0", "1", "2"]
         start = duel["win_rate"]["0"]
-        assert start["value"] == 0.5  # the same model by the same random numbers
+        assert start["value"] == 0.5  # the same model draws with the same random numbers
         assert all(cell["ci95"][0] <= cell["value"] <= cell["ci95"][1] for cell in duel["win_rate"].values())
         for rival in ("haf", "baseline"):
             assert duel["policies"][rival]["0"]["kl"] == pytest.approx(0, abs=1e-4)
@@ -115,7 +115,7 @@ def test_win_rates_and_gains_by_hand() -> None:
     gain = learnt((first, last))
     assert gain["gain"] == pytest.approx((1 + 0 - 0.5) / 3)
     assert gain["by_seed"] == pytest.approx((2 / 3, -1 / 3))
-    assert gain["ci95"] is None  # of three prompts
+    assert gain["ci95"] is None  # there are only three prompts
 
 
 def test_ppo_alone_from_its_command_to_its_files(tiny_world: Path, short: None, tmp_path: Path) -> None:

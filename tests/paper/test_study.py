@@ -397,7 +397,7 @@ def test_a_studys_numbers_follow_from_its_record(tmp_path: Path) -> None:
         record.add_scores(name, "BS", scored(many), depends_on={"pairs": []})
     journal = journal_of(asked)
     journal.write("base/BS/haf-seed9", "failed", reason="diverged")
-    for begun in ("base/BS/dpo-seed9", stage.todos[0].name):  # of the latter, only the last line is missing
+    for begun in ("base/BS/dpo-seed9", stage.todos[0].name):  # the second lacks only its last line
         journal.write(begun, "started")
     assert main(["reproduce", "study", "--recompute", str(kept)]) == 0
     found = json.loads((kept / "results.json").read_text())
@@ -1008,7 +1008,7 @@ def test_what_is_published_is_read_by_name(tmp_path: Path, checkout: Path) -> No
     text = (checkout / "docs/results/study-two-words.md").read_text()
     assert text.startswith("# The study: two words\n")
     assert "(study-two-words/table2-b.svg)" in text
-    assert (checkout / "README.md").read_text() == readme  # of the main page alone
+    assert (checkout / "README.md").read_text() == readme  # only the main page changes the README
     with pytest.raises(ConfigError, match=r"no README\.md"):
         publish(compared(0.02, [0.01, 0.03]), tmp_path)
     (checkout / "README.md").write_text("# no place for a table")

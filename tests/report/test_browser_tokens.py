@@ -40,7 +40,7 @@ def coloured_page(
     sides = [{"turns": [pieces], "template": -0.25} for pieces in (PIECES, [*PIECES, ("x" * LONG, None)])]
     chosen = sides[0] | {"rewards": [REWARDS], "reward": 2.5}
     line = {"model": "runs/haf", "data": "code.jsonl", "id": WORST, "chosen": chosen, "rejected": sides[1]}
-    other = line | {"id": "code.jsonl:11"}  # whose text is another
+    other = line | {"id": "code.jsonl:11"}  # its text differs
     write_evaluation(folder, shown)
     write_tokens(folder, [line, other])
     return write_page(folder, title="Evaluation", texts={**texts, WORST: hostile}).as_uri()

@@ -122,7 +122,7 @@ def test_tokens_join_the_record_as_lengths_that_a_browser_counts(tmp_path: Path)
             "rewards": [[1.23456, -0.5, None]],
             "reward": 0.25,
         },
-        "rejected": {"turns": [[("yes", 1.0)]], "template": 0.0},  # of another text
+        "rejected": {"turns": [[("yes", 1.0)]], "template": 0.0},  # belongs to another text
     }
     data = inspector_data(evaluation, {"set:1": text}, [{"model": "m/a", "data": "set", "id": "set:1", **sides}])
     records = {record["id"]: record for record in data["pairs"]}

@@ -105,6 +105,6 @@ def test_benchmarks_alone_have_a_verdict_too():
         row | {"score": "overall", "difference": -0.125},
         row | {"score": "Chat", "difference": 0.5},
     ]
-    (line,) = verdicts(found)  # of the overall score alone, corrected for both
+    (line,) = verdicts(found)  # only the overall score counts, corrected for both
     assert line.startswith("n is ahead of m on RewardBench")
     assert "12.5 points, p = 0.002" in line

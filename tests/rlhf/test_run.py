@@ -172,7 +172,7 @@ def test_a_killed_run_goes_on_bit_for_bit(
     [
         (1, 7, 3, 6, 5),
         pytest.param(2, 14, 4, 11, 8, marks=pytest.mark.slow),
-    ],  # of 4 equal steps of 14 the second is 7, one pass into the fourth batch
+    ],  # the second of 4 checkpoints in 14 steps is at 7, one pass into the fourth batch
 )
 @pytest.mark.parametrize("algorithm", ["grpo", pytest.param("rloo", marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore")

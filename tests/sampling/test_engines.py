@@ -43,7 +43,7 @@ def test_a_draw_of_0_is_no_infinite_noise(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch.Tensor, "exponential_", lambda row, generator: row.copy_(draws))
     noise = GumbelNoise([0], torch.device("cpu"))(torch.zeros(1), torch.tensor([[0.0, -18.0]]))
     assert noise.argmax(dim=1).tolist() == [0]
-    assert noise[0, 1] > -1  # and yet it is the largest noise
+    assert noise[0, 1] > -1  # although it is the largest noise
 
 
 def test_a_response_follows_from_its_own_seed_whatever_the_batch() -> None:

@@ -65,7 +65,7 @@ def test_lines_stand_in_the_prompts_order_with_distinct_responses(tmp_path: Path
     manifest = sample(asked, generator=generator)
     found = lines(asked.out)
     assert [line["prompt"][0]["content"] for line in found] == TEXTS
-    assert generator.batches == [["a" * 9, "a" * 7], ["a" * 5, "a" * 3], ["a" * 2, "a"]]  # of like lengths
+    assert generator.batches == [["a" * 9, "a" * 7], ["a" * 5, "a" * 3], ["a" * 2, "a"]]  # similar lengths
     for line in found:
         assert sum(line["counts"]) == 4
         assert len(set(line["responses"])) == len(line["responses"]) == len(line["tokens"])
@@ -158,7 +158,7 @@ def test_equal_responses_are_counted_draw_by_draw() -> None:
     row = PromptRow(id="p:1", group="g", prompt=Prompt.of("q"))
     line = sample_line(row, [Draw("a", 5, False), Draw("a", 2, True), Draw("b", 3, True), Draw("a", 2, True)])
     assert (line["counts"], line["total_tokens"], line["unfinished"]) == ([3, 1], [9, 3], [1, 0])
-    assert (line["tokens"], line["finished"]) == ([5, 3], [False, True])  # of the first draw
+    assert (line["tokens"], line["finished"]) == ([5, 3], [False, True])  # describe the first draw
     counts = sample_counts([line])
     assert (counts["responses"], counts["distinct"], counts["tokens"], counts["unfinished"]) == (4, 2, 12, 1)
 

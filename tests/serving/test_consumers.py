@@ -264,7 +264,7 @@ def test_regrouping_separates_prompts_that_share_only_a_beginning() -> None:
 OPENRLHF = """
 import asyncio, importlib.util, json, logging, pathlib, sys, types
 place = pathlib.Path(importlib.util.find_spec("openrlhf").origin).parent / "utils" / "agent.py"
-for name in ("openrlhf", "openrlhf.utils", "openrlhf.utils.logging_utils"):  # which import packages for GPUs
+for name in ("openrlhf", "openrlhf.utils", "openrlhf.utils.logging_utils"):  # these import packages for GPUs
     sys.modules[name] = types.ModuleType(name)
 sys.modules["openrlhf.utils.logging_utils"].init_logger = logging.getLogger
 spec = importlib.util.spec_from_file_location("agent", place)

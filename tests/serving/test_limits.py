@@ -105,7 +105,7 @@ def test_a_body_of_another_kind_is_told_which_header_is_wrong(
 def test_a_body_is_refused_by_its_size(client: httpx.Client) -> None:
     assert client.post("/get_reward", content=HOSTILE["10 MB"]).status_code == 413
 
-    def chunks() -> Iterator[bytes]:  # of a length that no header announces
+    def chunks() -> Iterator[bytes]:  # no header announces their length
         for _ in range(100):
             yield b" " * 100_000
 

@@ -34,7 +34,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "tied-lora": {"model": "tied", "lora": {"rank": 4}},
     "multimodal": {"model": "multimodal"},
     "multimodal-lora": {"model": "multimodal", "lora": {"rank": 4}},
-    "baseline": {"method": "baseline", "model": "classifier"},  # which has no LM head
+    "baseline": {"method": "baseline", "model": "classifier"},  # the classifier has no LM head
     "best": {"training": BEST},
     "best-lora": {"training": BEST, "lora": {"rank": 4}},
 }

@@ -50,7 +50,7 @@ def batch_of_rows(folder: Path) -> PairBatch:
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     pairs = load_pairs(str(path)).pairs
-    groups = [random_group(4 + place, 2, 3) for place in range(len(pairs))]  # of different prompts
+    groups = [random_group(4 + place, 2, 3) for place in range(len(pairs))]  # their prompts differ
     dataset = PairDataset(tables_of(pairs, groups))
     layout = choose_layout(hybrid("llama"), 3, max_length=MAX_LENGTH)
     (batch,) = PairCollator(layout, 10_000)([dataset[row] for row in range(len(dataset))]).parts

@@ -122,7 +122,7 @@ def test_a_method_is_two_weights(method: str, weights: tuple[float, float], conf
     assert (info.reward_weight, info.policy_ratio) == weights
     assert info.combined_weight is None
     assert info.default_head == ("reward" if method == "baseline" else "policy")
-    assert bool(info.base_digest) == (method == "dpo")  # of the reference
+    assert bool(info.base_digest) == (method == "dpo")  # the digest identifies the reference
     before, after = (load_file(Path(folder) / "model.safetensors") for folder in (config.model, config.out))
     assert torch.equal(after["lm_head.weight"], before["lm_head.weight"]) == (method == "baseline")
 

@@ -78,7 +78,7 @@ class EndpointJudge:
         """Failed requests by reason, including those that succeeded on a retry."""
         self._lock, self._halted = threading.Lock(), threading.Event()
         self._stopped: str | None = None
-        self._before = (budget.requests, budget.tokens, budget.spent)  # by earlier runs that share the budget
+        self._before = (budget.requests, budget.tokens, budget.spent)  # spent by earlier runs that share the budget
         self._failures_in_a_row, self._replied = 0, False
 
     @property

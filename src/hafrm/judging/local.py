@@ -37,7 +37,7 @@ class LocalJudge(FreeJudge):
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
-        self._with_system = True  # until the chat template refuses system turns
+        self._with_system = True  # False once the chat template refuses system turns
 
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
         """Return one answer per question; over-long ones are unscored."""

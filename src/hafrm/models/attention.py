@@ -130,7 +130,7 @@ def _in_float32(query: Tensor, key: Tensor, value: Tensor, segments: Segments, r
 
     PyTorch's CPU kernel takes four times as long for the gradients in bfloat16 as in float32, and casts cost little.
     """
-    with torch.autocast("cpu", enabled=False):  # which would cast them back
+    with torch.autocast("cpu", enabled=False):  # autocast would cast them back
         wide_query, wide_key, wide_value = (
             tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in (query, key, value)
         )

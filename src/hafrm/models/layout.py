@@ -147,7 +147,7 @@ def _difference(model: HybridModel, stock: str, lengths: _Lengths, layouts: Coll
     for layout in layouts:
         batch = Layout(layout == "packed", groups[0].prompt[0]).batch(groups)
         error = _errors(_states_by_sequence(model, batch), truth).max().item()
-        if not error <= tolerance:  # also if it is NaN
+        if not error <= tolerance:  # true for NaN, too
             size = f"by {error:.2g}, over {tolerance:g}"
             return f"{layout} rows give different states than its own attention does ({size})"
     return None

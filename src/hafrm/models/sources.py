@@ -54,7 +54,7 @@ def require_place(model: str) -> None:
 
 def _require_one_model(folder: Path) -> None:
     descriptions = (RUN_FILE, "config.json", ADAPTER_CONFIG)
-    begun = ("manifest.json", "tokenizer.json")  # of unfinished trainings
+    begun = ("manifest.json", "tokenizer.json")  # files of unfinished trainings
     if any((folder / name).exists() for name in (*descriptions, *begun)):
         return
     found = sorted({str(path.parent) for name in descriptions for path in folder.glob(f"*/{name}")})

@@ -145,7 +145,7 @@ def _duel(job: Job, backbone: str, sets: tuple[str, ...]) -> Duel:
     pairs = [list(zip(ours, theirs, strict=True)) for ours, theirs in zip(*seeds.values(), strict=True)]
     hits = {
         point.step: [duel_hits(*pair[place]) for pair in pairs] for place, point in enumerate(points["haf"])
-    }  # of each seed
+    }  # one list per seed
     return Duel(
         points,
         {step: policies.averaged(each) for step, each in hits.items()},

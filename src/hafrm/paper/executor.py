@@ -241,7 +241,7 @@ class Worker:
             return True
         try:
             with FileLock(_lock_file(self.job, todo.name), timeout=-1 if wait else 0):
-                if not todo.failure(self.journal.last(since=self.known)):  # unless another process just failed at it
+                if not todo.failure(self.journal.last(since=self.known)):  # another process may just have failed at it
                     self._try(todo, stage)
         except Timeout:
             return False
@@ -290,7 +290,7 @@ class Worker:
             yield
         except (HafrmError, RuntimeError, MemoryError) as error:
             seconds = round(time.monotonic() - begun, 2)
-            ends_all = isinstance(error, ConfigError | UnwritableError)  # not the run's fault
+            ends_all = isinstance(error, ConfigError | UnwritableError)  # the cause affects all runs
             reason = first_line(error).replace(f"{self.job.root}/", "")
             self.journal.write(what, "stopped" if ends_all else "failed", reason=reason, seconds=seconds)
             if ends_all:

@@ -251,7 +251,7 @@ def _columns(point: Point) -> dict[str, Floats]:
     for name, (above, below) in point.parts.items():
         if name not in ("kl per token", "win rate, %"):
             found[name] = above
-            if name not in ("kl", "judge's reward", "tokens"):  # which are divided by the number of prompts
+            if name not in ("kl", "judge's reward", "tokens"):  # these are divided by the number of prompts
                 found[f"{name} of"] = below
     return found
 

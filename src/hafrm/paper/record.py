@@ -184,7 +184,7 @@ class Record:
         """Record a finished run by its manifest, with the options that determine its result, without folders."""
         effective = manifest["effective"]
         measured = manifest["eval_metrics"]
-        validation = {"accuracy": measured["eval_rewards/accuracies"]}  # of the head that scores
+        validation = {"accuracy": measured["eval_rewards/accuracies"]}  # the metric of the head that scores
         more = {"margins": "eval_rewards/margins", "eval_loss": "eval_loss"}
         validation |= {name: measured[metric] for name, metric in more.items() if metric in measured}
         made_by = {name: manifest[name] for name in ("started", "git_revision", "versions")}

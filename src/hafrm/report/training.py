@@ -152,7 +152,7 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> list[Markup]:
     for title, factor, lines in _PANELS:
         found = [(label, kind, _points(rows, name, factor)) for name, label, kind in lines]
         if title == "Loss" and not (found[1][2] and found[2][2]):
-            found = [found[0], found[3]]  # with a single loss, it equals the total
+            found = [found[0], found[3]]  # a single loss equals the total
         curves = tuple(Curve(label, kind, tuple(points)) for label, kind, points in found if points)
         if curves:
             figures.append(curve_panels(title, [Panel(title, curves)]))

@@ -77,7 +77,7 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def shortened(text: str, limit: int) -> str:
-    """Shorten to `limit` characters with an ellipsis in the middle: the two ends of paths and model names say most."""
+    """Shorten to `limit` characters with an ellipsis in the middle: the ends of paths and model names tell most."""
     if len(text) <= limit:
         return text
     tail = (limit - 1) // 2

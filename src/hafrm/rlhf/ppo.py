@@ -69,7 +69,7 @@ class _Lessons:
     returns: Tensor
 
     def of(self, lengths: Sequence[int], places: Sequence[int]) -> _Lessons:
-        """Select the lessons of some sequences, in the order of `places`."""
+        """Select the targets of some sequences, in the order of `places`."""
         tensors = (self.log_probs, self.values, self.advantages, self.returns)
         parts = [tensor.split(list(lengths)) for tensor in tensors]
         return _Lessons(*(torch.cat([part[place] for place in places]) for part in parts))
@@ -142,7 +142,7 @@ class PpoTrainer:
         return metrics | {"seconds/sampling": sampled - start, "seconds/learning": time.monotonic() - sampled}
 
     def _autocast(self) -> torch.autocast:
-        """Autocast for the policy's forward passes; the reward model has its own dtype."""
+        """Return the autocast context for the policy's forward passes; the reward model has its own dtype."""
         return torch.autocast(self.policy.device.type, dtype=torch.bfloat16, enabled=self.config.mixed)
 
     def collect(self, number: int) -> Rollouts:

@@ -157,7 +157,7 @@ class _Unit:
 def units_of(items: Sequence[PairItem], tokens: int) -> list[_Unit]:
     """Gather pairs of the same prompt into units of up to `tokens` unique tokens, in order of first occurrence."""
     by_prompt: dict[tuple[int, ...], list[list[PairItem]]] = {}
-    seen: dict[tuple[int, ...], tuple[set[tuple[int, ...]], int]] = {}  # of each prompt's last unit
+    seen: dict[tuple[int, ...], tuple[set[tuple[int, ...]], int]] = {}  # each prompt's last unit
     for item in items:
         prompt = item.tokens.prompt
         units = by_prompt.setdefault(prompt, [])
@@ -193,7 +193,7 @@ class PairCollator:
         plans = [self._plan([units[i] for i in share]) for share in shares]
         parts = [_batch(part, self.layout) for part in plans[self.process]]
         missing = max(map(len, plans)) - len(parts)
-        if missing:  # go first, so that the last part counts wherever any part does
+        if missing:  # they go first, so that the last part counts if any does
             shortest = min(units, key=lambda unit: unit.tokens.unique_tokens)
             parts = [replace(_batch([shortest], self.layout), counts=False)] * missing + parts
         return PairBatches(tuple(parts), len(items))

@@ -240,7 +240,7 @@ _OF_A_NEW_MODEL = ("shape", "tokenizer_texts", "untie")
 
 
 def _checked(given: dict[str, Any]) -> dict[str, Any]:
-    """Validate fields of TrainingArguments; only if there are any is transformers imported."""
+    """Validate fields of TrainingArguments; transformers is imported only if there are any."""
     if not given:
         return {}
     from hafrm.training.arguments import checked_arguments

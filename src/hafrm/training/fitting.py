@@ -79,7 +79,7 @@ def tokens_per_batch(
         config: The run's options; they decide if they name a number.
         most: The number to use after a batch did not fit into memory.
     """
-    usual = 1024 if args.device.type == "cpu" else 8192  # more hardly helps on a CPU
+    usual = 1024 if args.device.type == "cpu" else 8192  # larger batches hardly help on a CPU
     if config.data_options.tokens_per_batch:
         return config.data_options.tokens_per_batch, ""
     if most or needs is None or args.activation_checkpointing:  # needs don't include what checkpointing recomputes

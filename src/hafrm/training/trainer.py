@@ -260,7 +260,7 @@ class HybridTrainer(Trainer):
             logs |= {name: sum(sums.get(name, 0.0) for _, sums in shares) / pairs for name in names}
             self._sums, self._count = {}, 0
             logs |= self._speed.per_second(sum(gather_object([self._speed.tokens])))
-        logs.pop("train_loss", None)  # of a resumed run: its last part's sum divided by the number of all steps
+        logs.pop("train_loss", None)  # a resumed run divides its last part's sum by all steps
         super().log(logs, start_time)
 
     @torch.no_grad()

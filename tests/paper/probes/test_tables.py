@@ -31,7 +31,7 @@ def test_variances_are_of_the_sample_and_of_the_pairs_that_fit() -> None:
     assert (found.n, found.unscored) == (3, {"overlong": 1})
     assert (found.mean_win, found.mean_lose) == (3, 4)
     assert (found.var_win, found.var_lose) == (4, 12)  # (4 + 0 + 4) / 2, (4 + 4 + 16) / 2
-    assert found.var_difference == 4  # of -1, 1, -3
+    assert found.var_difference == 4  # variance of -1, 1, -3
 
 
 def test_one_pair_has_no_variance() -> None:

@@ -182,7 +182,7 @@ def _claim(job: Job, backbone: str) -> Claim:
     hybrids, baselines = (seed_runs(job, backbone, job.sets[:1], method=method) for method in ("haf", "baseline"))
     return run_claims(
         [(str(one.folder(job)), str(other.folder(job))) for one, other in zip(hybrids, baselines, strict=True)],
-        hybrids[0].data(job).names("train"),  # for a capped set, the file of sampled pairs
+        hybrids[0].data(job).names("train"),  # a capped set has a file of sampled pairs
         [job.scale.sets[job.sets[0]].test],
         job.root / "claims-fits" / backbone,
         fit=_FIT,

@@ -305,5 +305,5 @@ def _warm_cosine(step: int, steps: int) -> float:
     return 0.05 + 0.95 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))) / 2
 
 
-if __name__ == "__main__":  # for the commands of dry runs
+if __name__ == "__main__":  # dry runs show this as a command
     print(world_backbone(sys.argv[1]))  # type: ignore[arg-type]  # noqa: T201

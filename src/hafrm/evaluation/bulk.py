@@ -1,7 +1,7 @@
 """Add rewards to rows: prompt and response get `reward`, pairs get `reward_chosen` and `reward_rejected`.
 
 Divided rewards are in `token_rewards`, or `token_rewards_chosen` and `token_rewards_rejected`: an object with `turns`,
-for each message of the response its text in pieces, each with its part of the reward or null; `template`, the part of
+the text of each message of the response in pieces, each with its part of the reward or null; `template`, the part of
 the chat template's tokens; and `reward`, the whole reward. The parts may not add up to `reward`; the rest is the reward
 head's part. If only the reward head scores, each token's part is how much it changes the reward so far, and the rest is
 the reward of an empty response.

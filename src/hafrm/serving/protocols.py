@@ -70,7 +70,7 @@ class TokenRewardsBody(BaseModel):
     """A reward divided among the response's tokens, as by `hafrm score --tokens`."""
 
     turns: list[list[tuple[str, float | None]]]
-    """For each message of the response its text in pieces, each with its part of the reward; null for text without a
+    """The text of each message of the response in pieces, each with its part of the reward; null for text without a
     token that the model read.
     """
     template: float

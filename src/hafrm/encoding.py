@@ -145,7 +145,7 @@ class ConversationEncoder:
             items: Prompts, each with its responses, as for `encode`.
 
         Returns:
-            Per item its token group, or the error that `encode` would raise.
+            For each item its token group, or the error that `encode` would raise.
         """
         waiting = iter(items)
         outcomes: list[Encoded] = []

@@ -95,8 +95,8 @@ def test_whitened_values() -> None:
 @pytest.mark.parametrize(
     ("ratio", "advantage", "loss", "clipped"),
     [
-        (1.5, 2.0, -2.4, True),  # a good token has become likelier by enough
-        (1.5, -2.0, 3.0, False),  # a bad one has become likelier: pay for it all
+        (1.5, 2.0, -2.4, True),  # a good token is likelier by more than the clip
+        (1.5, -2.0, 3.0, False),  # a bad token is likelier: not clipped
         (0.5, 2.0, -1.0, False),
         (0.5, -2.0, 1.6, True),
         (1.1, 2.0, -2.2, False),

@@ -210,7 +210,7 @@ def targets_of(causal_lm: PreTrainedModel, options: LoraOptions, *, but: Collect
 
 
 def _shapes(causal_lm: PreTrainedModel, targets: Targets) -> Iterator[tuple[int, int]]:
-    """Yield the sizes, inputs and outputs in either order, of the weights that get adapters."""
+    """Yield the two dimensions, in either order, of each weight that gets adapters."""
     for name in targets.modules:
         layer: Any = causal_lm.get_submodule(name)
         yield (layer.nx, layer.nf) if isinstance(layer, Conv1D) else (layer.in_features, layer.out_features)

@@ -343,7 +343,8 @@ class HybridTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint, then delete the oldest.
 
-        Age is by step number; by file times, as in transformers, a clock set back would cost the newest checkpoint.
+        The oldest has the lowest step. File times, as in transformers, could mistake the newest for it after a clock
+        is set back.
 
         Raises:
             UnwritableError: the disk is full, or the folder is not writable.

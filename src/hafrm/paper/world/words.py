@@ -19,7 +19,7 @@ def _load(name: str) -> Any:
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values with lists as tuples."""
+    """Return the values with their lists converted to tuples."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 

@@ -1,10 +1,14 @@
-"""How choices that save time affect accuracy: batches by prompt, and products in bfloat16.
+"""How choices affect accuracy: those that save time, and other ways to use the policy loss.
 
     python -m benchmarks.choices --model FOLDER --data pku_safe arguments qa_eval --steps 200 --out FILE
+    python -m benchmarks.choices --topic policy --model FOLDER --data pku_safe qa_eval --steps 200 --out FILE
 
-Trains HAF in float32, in float32 with `--data_options.batch_by prompt`, and with `--training.bf16 true`, with several
-seeds on the same pairs for the same number of steps, and compares the accuracy on all test pairs and the tokens that
-went through the model. Runs that FILE already has stay in it.
+Trains HAF in float32 and in other ways, with several seeds on the same pairs for the same number of steps, and compares
+the accuracy on all test pairs and the tokens that went through the model. Runs that FILE already has stay in it.
+
+The topic `time` compares batches by prompt and products in bfloat16. The topic `policy` compares no policy loss, DPO on
+log-ratios averaged over tokens (with beta 2), the policy loss on a quarter of the pairs with four times the weight, a
+weight that falls linearly from 0.4 to 0, and a learning rate ten times as high for the reward head.
 """
 
 from __future__ import annotations
@@ -12,20 +16,94 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+from torch import Tensor
+from transformers import TrainerCallback, TrainerState
 
 from benchmarks.measure import environment, print_table, save
 from benchmarks.workload import SHARED
+from hafrm.losses import PairLogProbs
+from hafrm.training.objective import Objective
 
-WAYS: dict[str, dict[str, dict[str, Any]]] = {
-    "default": {},
-    "by prompt": {"data_options": {"batch_by": "prompt"}},
-    "bfloat16": {"training": {"bf16": True}},
+PolicyLoss = Callable[[Objective, PairLogProbs], Tensor]
+
+
+class _Changes(TrainerCallback):
+    """Changes to the training that no option makes; this class changes nothing."""
+
+    def policy_loss(self, usual: PolicyLoss) -> PolicyLoss:
+        return usual
+
+
+class _OnAQuarter(_Changes):
+    """Count the policy loss of a quarter of the pairs four times. Digits of the reference choose the pairs."""
+
+    def policy_loss(self, usual: PolicyLoss) -> PolicyLoss:
+        def loss(objective: Objective, log_probs: PairLogProbs) -> Tensor:
+            assert log_probs.reference_chosen is not None
+            chosen = (1000 * log_probs.reference_chosen.double()).remainder(1) < 0.25
+            return 4 * chosen * usual(objective, log_probs)
+
+        return loss
+
+
+class _Annealed(_Changes):
+    """Lower the weight of the policy loss linearly, from twice the usual one to 0."""
+
+    factor = 2.0
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        self.factor = 2 * (1 - (state.global_step + 0.5) / state.max_steps)
+
+    def policy_loss(self, usual: PolicyLoss) -> PolicyLoss:
+        return lambda objective, log_probs: self.factor * usual(objective, log_probs)
+
+
+class _FastHead(_Changes):
+    """Train the reward head at ten times the learning rate."""
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, *, model: Any, optimizer: Any, lr_scheduler: Any, **kwargs: Any
+    ) -> None:
+        head = set(model.reward_head.parameters())
+        for group in list(optimizer.param_groups):
+            found = [parameter for parameter in group["params"] if parameter in head]
+            if found:
+                group["params"] = [parameter for parameter in group["params"] if parameter not in head]
+                optimizer.add_param_group({**group, "params": found})
+                for values in (lr_scheduler.base_lrs, lr_scheduler.lr_lambdas):
+                    values.append(values[0])
+                lr_scheduler.base_lrs[-1] *= 10
+
+
+class Way(NamedTuple):
+    """Options in addition to the common ones, which include float32, and changes that no option makes."""
+
+    options: dict[str, Any]
+    changes: type[_Changes] = _Changes
+
+
+WAYS: dict[str, dict[str, Way]] = {
+    "time": {
+        "default": Way({}),
+        "by prompt": Way({"data_options": {"batch_by": "prompt"}}),
+        "bfloat16": Way({"training": {"bf16": True}}),
+    },
+    "policy": {
+        "default": Way({}),
+        "no policy loss": Way({"method": "baseline"}),
+        "averaged over tokens": Way({"loss": {"policy_loss": "sigmoid_norm", "beta": 2.0}}),
+        "on a quarter of the pairs": Way({}, _OnAQuarter),
+        "falling weight": Way({}, _Annealed),
+        "faster reward head": Way({}, _FastHead),
+    },
 }
-"""Options in addition to the common ones, which include float32; each other way is compared with the default."""
+"""The ways of each topic; each other way is compared with the default."""
 
 
 def main() -> None:
@@ -33,6 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of a causal language model")
     parser.add_argument("--data", nargs="+", required=True, help="sets of ../shared/data")
+    parser.add_argument("--topic", choices=WAYS, default="time")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--learning_rate", type=float, default=5e-4)
@@ -44,7 +123,7 @@ def main() -> None:
     result = _earlier(Path(options.out), settings)
     for data in options.data:
         for seed in options.seeds:
-            for way in WAYS:
+            for way in WAYS[options.topic]:
                 name = f"{data} {way} {seed}"
                 if name not in result["trained"]:
                     result["trained"][name] = _run(options, data, way, seed)
@@ -66,7 +145,11 @@ def _earlier(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
 def _run(options: argparse.Namespace, data: str, way: str, seed: int) -> dict[str, float]:
     import hafrm
 
-    with tempfile.TemporaryDirectory() as place:
+    more, changes = WAYS[options.topic][way].options, WAYS[options.topic][way].changes()
+    with (
+        tempfile.TemporaryDirectory() as place,
+        patch.object(Objective, "_policy_loss", changes.policy_loss(Objective._policy_loss)),
+    ):
         out = Path(place)
         training = {
             "max_steps": options.steps,
@@ -75,16 +158,18 @@ def _run(options: argparse.Namespace, data: str, way: str, seed: int) -> dict[st
             "use_cpu": True,
             "bf16": False,
             "report_to": [],
-            **WAYS[way].get("training", {}),
+            **more.get("training", {}),
         }
         hafrm.train(
             {
+                **more,
                 "model": options.model,
                 "data": [str(SHARED / "data" / f"{data}-train.jsonl.gz")],
                 "out": str(out / "run"),
-                "data_options": {"max_length": options.max_length, **WAYS[way].get("data_options", {})},
+                "data_options": {"max_length": options.max_length, **more.get("data_options", {})},
                 "training": training,
-            }
+            },
+            callbacks=[changes],
         )
         lines = [json.loads(line) for line in (out / "run" / "metrics.jsonl").read_text().splitlines()]
         rates = [line["tokens_per_second"] / line["pairs_per_second"] for line in lines if "tokens_per_second" in line]
@@ -103,11 +188,12 @@ def _run(options: argparse.Namespace, data: str, way: str, seed: int) -> dict[st
 
 def _compare(options: argparse.Namespace, trained: dict[str, dict[str, float]]) -> Iterator[dict[str, Any]]:
     """Yield each set's comparison of each way with the default, accuracies in percent and means over seeds."""
+    ways = list(WAYS[options.topic])
     for data in options.data:
-        found = {way: [trained[f"{data} {way} {seed}"] for seed in options.seeds] for way in WAYS}
+        found = {way: [trained[f"{data} {way} {seed}"] for seed in options.seeds] for way in ways}
         before = [100 * run["accuracy"] for run in found["default"]]
         tokens = {way: fmean(run["tokens_per_pair"] for run in runs) for way, runs in found.items()}
-        for way in list(WAYS)[1:]:
+        for way in ways[1:]:
             after = [100 * run["accuracy"] for run in found[way]]
             gains = [b - a for a, b in zip(before, after, strict=True)]
             yield {

@@ -79,7 +79,7 @@ def test_prompts_in_no_rate_are_counted_by_reason(monkeypatch: pytest.MonkeyPatc
     kept.append(ranked[5])  # the judge's rewards compare its responses
     found = BestOfN({"left_out": {"no_response": 2}, "unscored": {"overlong": 3}}, kept)
     monkeypatch.setattr(selections, "sample", lambda config, wait: None)
-    monkeypatch.setattr(selections, "best_of_n", lambda config: found)
+    monkeypatch.setattr(selections, "best_of_n", lambda config, wait: found)
     monkeypatch.setattr(Job, "model", lambda self, backbone: "m")
     asked = Job(scale=paper_scale(Overrides()), backbones=("phi-2",), sets=("BS",), seeds=(0,), out=tmp_path, judge=GPT)
     assert selections.select(asked, "phi-2", "BS").left_out == {

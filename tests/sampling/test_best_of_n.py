@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,31 @@ def test_scores_are_kept_until_the_candidates_change(tmp_path: Path, monkeypatch
     best_of_n(config(tmp_path, samples=str(rows(tmp_path / "rows.jsonl", 5))), say=said.append)
     assert scored == [15, 15, 15]
     assert all("the candidates changed" in line for line in said)
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second would append to the first's unfinished scores, or start them again."""
+    asked, begun, released = config(tmp_path), threading.Event(), threading.Event()
+    whole = SimulatedReward.score
+
+    def held(self: SimulatedReward, each: Any) -> Any:
+        begun.set()
+        assert released.wait(60)
+        return whole(self, each)
+
+    monkeypatch.setattr(SimulatedReward, "score", held)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(best_of_n, asked)
+        assert begun.wait(60)
+        second = pool.submit(best_of_n, asked, wait=True)
+        try:
+            with pytest.raises(ConfigError, match="Another command is writing"):
+                best_of_n(asked)
+        finally:
+            released.set()
+        assert first.result().results == second.result().results
+    parts = [path.read_text().splitlines() for path in (tmp_path / "out" / "parts").glob("*.jsonl")]
+    assert [len(lines) for lines in parts] == [12, 12, 12]
 
 
 class Deaf(SimulatedReward):

@@ -113,7 +113,7 @@ def _curves(job: Job, loss: str | None, pessimism: float) -> np.ndarray:
         trust_remote_code=job.trust_remote_code,
         score=ScoreOptions(pessimism=pessimism),
     )
-    prompts = best_of_n(config).prompts
+    prompts = best_of_n(config, wait=True).prompts
     return np.array([[_curve(prompt, run) for prompt in prompts] for run in runs])
 
 

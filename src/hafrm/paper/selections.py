@@ -123,7 +123,7 @@ def select(job: Job, backbone: str, name: str) -> Selections:
         HafrmError: a model can't be loaded, or nothing could be sampled or scored.
     """
     sample(replace(_sampling(job, backbone, name), model=job.model(backbone)), wait=True)
-    found = best_of_n(_choosing(job, backbone, name))
+    found = best_of_n(_choosing(job, backbone, name), wait=True)
     selections = Selections(found.prompts, _models(job, backbone, name))
     lost = Counter(found.results["left_out"]) + Counter(found.results["unscored"])
     lost["with equal responses"] = len(found.prompts) - len(selections.decided)

@@ -23,6 +23,7 @@ from hafrm.sampling.analysis import ScoredPrompt, summarise
 from hafrm.sampling.candidates import Candidates, CandidateScore, CandidateSet, load_candidates
 from hafrm.sampling.judged import JudgeRuns, require_rankable
 from hafrm.sampling.options import BestOfNConfig
+from hafrm.store import alone
 
 RESULTS_FILE = "results.json"
 SELECTIONS_FILE = "selections.jsonl"
@@ -48,6 +49,7 @@ def best_of_n(
     *,
     progress: Progress = lambda what, done: None,
     say: Callable[[str], None] = lambda line: None,
+    wait: bool = False,
 ) -> BestOfN:
     """Score candidates and write `selections.jsonl`, a line per prompt, and, last, `results.json`.
 
@@ -55,9 +57,11 @@ def best_of_n(
         config: The scorers, candidates and judge.
         progress: Called with a scorer's name and the number of finished prompts.
         say: Called with a line if earlier scoring is resumed or discarded.
+        wait: Wait for another command that is writing to the folder, instead of raising.
 
     Raises:
-        ConfigError: the judge can't rank that many draws, the folder is a model's, or options are incompatible.
+        ConfigError: the judge can't rank that many draws, the folder is a model's or in use, or options are
+            incompatible.
         MissingExtraError: a library that the judge needs is not installed.
         ModelError: a model does not exist, or can't be scored.
         DataError: there are no candidates, or none with a reward from every scorer.
@@ -70,26 +74,10 @@ def best_of_n(
     found = load_candidates(config.samples, config.data_options)
     if config.judge is not None:
         require_rankable(found.rows, config.judge)
-    folder = Path(config.out)
-    runs = _judge_runs(config, say)
-    job = _Job(config, found, runs, progress, say)
-    scores = job.scores()
-    gold = scores.pop(_JUDGE, None)
-    kept, unscored = _scored_rows(found, [*scores.values(), *([gold] if gold else [])])
-    prompts = [_prompt(row, scores, gold) for row in kept]
-    prompts, judgements = _judged(runs, kept, prompts, config.models)
-    results = {
-        "samples": config.samples,
-        "left_out": dict(found.left_out),
-        "unscored": unscored,
-        "judge": None if config.judge is None else {"kind": config.judge.kind, "model": config.judge.model},
-        **summarise(prompts, config.models),
-        "judge_runs": judgements,
-    }
-    with atomic.new_file(folder / SELECTIONS_FILE) as file:
-        file.writelines(atomic.json_line(_selection(row, prompt)) for row, prompt in zip(kept, prompts, strict=True))
-    atomic.write_json(folder / RESULTS_FILE, results)
-    return BestOfN(results, prompts)
+    job = _Job(config, found, _judge_runs(config, say), progress, say)
+    identities = {name: reward_identity(*scorer) for name, scorer in job.scorers.items()}  # checks all before any loads
+    with alone(Path(config.out), wait=wait):
+        return job.run(identities)
 
 
 _Scorer = tuple[str, ScorerChoice, ScoreOptions]
@@ -98,7 +86,7 @@ _Scorer = tuple[str, ScorerChoice, ScoreOptions]
 
 @dataclass(frozen=True)
 class _Job:
-    """The scoring of candidates by all scorers, which writes scores as they are computed."""
+    """One run, which writes scores as they are computed, and then the results."""
 
     config: BestOfNConfig
     found: CandidateSet
@@ -106,8 +94,9 @@ class _Job:
     progress: Progress
     say: Callable[[str], None]
 
-    def scores(self) -> dict[str, dict[str, CandidateScore]]:
-        """Return scores by scorer and row id. All scorers are checked before any is loaded."""
+    @property
+    def scorers(self) -> dict[str, _Scorer]:
+        """Return the scorers, among them a judge that gives rewards, by name."""
         config = self.config
         named: dict[str, _Scorer] = {model: (model, config, config.score) for model in config.models}
         if config.judge is not None and config.gold:
@@ -115,8 +104,30 @@ class _Job:
             name = simulated_reward_name(config.judge.model) if oracle else config.judge.model
             choice = ScorerChoice(trust_remote_code=config.trust_remote_code)
             named[_JUDGE] = (name, choice, config.score.without_pessimism())
-        identities = {name: reward_identity(*scorer) for name, scorer in named.items()}
-        return {name: self._scored(name, scorer, identities[name]) for name, scorer in named.items()}
+        return named
+
+    def run(self, identities: Mapping[str, Mapping[str, Any]]) -> BestOfN:
+        """Score, judge, and write the results."""
+        config, found, folder = self.config, self.found, Path(self.config.out)
+        scores = {name: self._scored(name, scorer, identities[name]) for name, scorer in self.scorers.items()}
+        gold = scores.pop(_JUDGE, None)
+        kept, unscored = _scored_rows(found, [*scores.values(), *([gold] if gold else [])])
+        prompts = [_prompt(row, scores, gold) for row in kept]
+        prompts, judgements = _judged(self.judge_runs, kept, prompts, config.models)
+        results = {
+            "samples": config.samples,
+            "left_out": dict(found.left_out),
+            "unscored": unscored,
+            "judge": None if config.judge is None else {"kind": config.judge.kind, "model": config.judge.model},
+            **summarise(prompts, config.models),
+            "judge_runs": judgements,
+        }
+        with atomic.new_file(folder / SELECTIONS_FILE) as file:
+            file.writelines(
+                atomic.json_line(_selection(row, prompt)) for row, prompt in zip(kept, prompts, strict=True)
+            )
+        atomic.write_json(folder / RESULTS_FILE, results)
+        return BestOfN(results, prompts)
 
     def _scored(self, name: str, scorer: _Scorer, identity: Mapping[str, Any]) -> dict[str, CandidateScore]:
         depends_on = {**identity, "the candidates": self.found.sha256}

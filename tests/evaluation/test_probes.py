@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import pytest
 
+from hafrm import atomic
 from hafrm.cli import main
 from hafrm.errors import ConfigError, DataError
 from hafrm.evaluation import probes
@@ -135,3 +136,24 @@ def test_the_command_writes_what_it_prints(
     assert main(words) == 0  # its own files may be replaced
     config = ProbeConfig(models=["a", "b"], data=[str(rows)], probes=["length"])
     assert [each.model for each in probe(config)] == ["a", "b"]
+
+
+@pytest.mark.parametrize("missing", ["results.json", "table.md", "index.html"])
+def test_a_command_stopped_between_its_files_can_run_again(
+    missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probes, "load_reward", lambda *_: Biased(lambda text: 0.1 * len(text)))
+    rows, out, write = tmp_path / "pairs.jsonl", tmp_path / "out", atomic.write_text
+    rows.write_text("".join(json.dumps(pair.as_row()) + "\n" for pair in pairs(8)))
+    words = ["probe", "m", "--data", str(rows), "--probes", "length", "--out", str(out)]
+
+    def stopping(path: Path, text: str) -> None:
+        if path.name == missing:
+            raise KeyboardInterrupt
+        write(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic, "write_text", stopping)
+        assert main(words) == 130
+    assert main(words) == 0
+    assert {path.name for path in out.iterdir()} == {"results.json", "table.md", "index.html"}

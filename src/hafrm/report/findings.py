@@ -90,20 +90,20 @@ class Findings:
 
 
 def write_findings(findings: Findings, folder: Path) -> Path:
-    """Write an experiment's files into its folder.
+    """Write an experiment's files into its folder; first `results.json`, which shows whose files the others are.
 
     Returns:
         The page's path.
     """
     figures = [(caption_of(svg), svg) for svg in findings.figures.values()]
     page = render("findings.html.j2", findings=findings, figures=figures, tables=all_tables(findings))
+    relations = [each.as_dict() for each in findings.relations]
+    results = {"title": findings.title, **findings.results, "relations": relations, "notes": list(findings.notes)}
+    atomic.write_json(folder / "results.json", results)
     for name, svg in findings.figures.items():
         atomic.write_text(folder / f"{name}.svg", standalone(svg))
     atomic.write_text(folder / "table.md", findings_markdown(findings))
     atomic.write_text(folder / "index.html", page)
-    relations = [each.as_dict() for each in findings.relations]
-    results = {"title": findings.title, **findings.results, "relations": relations, "notes": list(findings.notes)}
-    atomic.write_json(folder / "results.json", results)
     return folder / "index.html"
 
 

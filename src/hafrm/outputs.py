@@ -93,13 +93,6 @@ def require_apart(out: Path) -> None:
         raise ConfigError(f"out: {out} is a model's folder ({name}). Choose a separate folder for the results.")
 
 
-def require_outside_models(out: Path) -> None:
-    """Raise ConfigError if a run's folder would be inside a model's, where the other run may delete it."""
-    for folder in out.resolve().parents:
-        if name := mark_of_model(folder):
-            raise ConfigError(f"out: {out} is inside a model's folder ({folder} has {name}). Choose another --out.")
-
-
 def _named(options: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield the options that are strings, with their names, such as `score.chat_template` in a group."""
     for field in fields(options):

@@ -304,7 +304,7 @@ def test_an_export_is_not_made_in_a_models_folder(out: str, desk: Path, tmp_path
     shutil.copytree(desk / "run", tmp_path / "other")
     (tmp_path / "link").symlink_to("run")
     before = files(tmp_path)
-    with pytest.raises(ConfigError, match="in a model's folder"):
+    with pytest.raises(ConfigError, match="inside a model's folder"):
         export(ExportConfig(run=str(tmp_path / "run"), out=str(tmp_path / out)))
     assert files(tmp_path) == before
     assert len(export(ExportConfig(run=str(tmp_path / "run"), out=str(tmp_path / "link" / "export")))) == 2

@@ -32,7 +32,7 @@ from hafrm.models.heads import HEADS, SCORE, head_name
 from hafrm.models.interchange import add_older_names, add_plain_activation, add_value_head
 from hafrm.models.modules import require_finite
 from hafrm.models.options import ExportConfig
-from hafrm.models.runinfo import RunInfo, mark_of_model, read_manifest, require_undamaged
+from hafrm.models.runinfo import RunInfo, read_manifest, require_outside_models, require_undamaged
 from hafrm.models.sources import ADAPTER_CONFIG, read_config
 from hafrm.models.stock import loading, quiet_transformers, require_whole
 
@@ -60,9 +60,10 @@ def export(config: ExportConfig) -> list[Path]:
             f"{run} contains only adapters: it is a checkpoint of an unfinished run. Export a finished run."
         )
     manifest = read_manifest(run)
-    _require_apart(out, run)
     for name in ("policy", "reward"):
         _require_own(out / name)
+        if out.resolve() != (run / "export").resolve():  # known to be none of the run's files
+            require_outside_models(out / name)
     written = []
     if info.policy_ratio:  # first: every model has a causal class, but not a classifier
         card = policy_card(info, manifest)
@@ -101,19 +102,6 @@ def _export_head(config: ExportConfig, info: RunInfo, folder: Path, stock_class:
             save_checksums(temporary)
             atomic.write_text(temporary / CARD_FILE, card)
     return folder
-
-
-def _require_apart(out: Path, run: Path) -> None:
-    """Raise if an export would be in a model's folder: only `export` in the run's own is known to be none of its files.
-
-    Raises:
-        ConfigError: names the model's folder.
-    """
-    atomic.require_folder(out)
-    place = out.resolve()
-    for folder in () if place == (run / "export").resolve() else (place, *place.parents):
-        if name := mark_of_model(folder):
-            raise ConfigError(f"out: {out} is in a model's folder ({folder} has {name}). Choose another --out.")
 
 
 def _require_own(folder: Path) -> None:

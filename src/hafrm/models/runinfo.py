@@ -318,6 +318,13 @@ def mark_of_model(folder: Path) -> str:
     return next((name for name in marks if (folder / name).exists()), "")
 
 
+def require_outside_models(out: Path) -> None:
+    """Raise ConfigError if a folder of results would be inside a model's, where another run may delete it."""
+    for folder in out.resolve().parents:
+        if name := mark_of_model(folder):
+            raise ConfigError(f"out: {out} is inside a model's folder ({folder} has {name}). Choose another --out.")
+
+
 def _mark_of_hafrm(folder: Path) -> Path | None:
     """Return a file that shows that hafrm wrote a model's folder; None if there is none.
 

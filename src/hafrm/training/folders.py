@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hafrm import atomic
 from hafrm.errors import ConfigError
-from hafrm.outputs import require_outside_models
+from hafrm.models.runinfo import require_outside_models
 from hafrm.store import LOCK_FILE, alone, unwritable
 from hafrm.training.manifest import is_finished, read_manifest, require_same_config
 from hafrm.training.owned import remove_own, require_no_strangers, require_own_checkpoints, require_plain_files

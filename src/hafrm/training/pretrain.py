@@ -31,10 +31,10 @@ from hafrm import atomic
 from hafrm.data.files import reading
 from hafrm.errors import ConfigError, DataError, first_line
 from hafrm.models.hybrid import max_positions
+from hafrm.models.runinfo import require_outside_models
 from hafrm.models.stock import load_causal_lm
 from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
 from hafrm.numerics import cpu_tuned
-from hafrm.outputs import require_outside_models
 from hafrm.pretraining.blocks import Blocks, perplexity
 from hafrm.pretraining.llama import new_llama, no_progress_bars, train_tokenizer, untie
 from hafrm.store import LOCK_FILE, alone

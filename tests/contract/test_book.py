@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -345,6 +346,16 @@ RECORDED = sorted(
 @pytest.mark.parametrize("folder", RECORDED, ids=lambda path: path.name)
 def test_published_intervals_follow_from_the_published_values(folder: Path) -> None:
     require_intervals_of_the_record(folder)
+
+
+@pytest.mark.parametrize(
+    "folder", sorted(path.parent for path in (DOCS / "results").rglob("study.json")), ids=lambda path: path.name
+)
+def test_a_published_study_follows_from_its_record(folder: Path, tmp_path: Path) -> None:
+    for name in ("record.jsonl", "runs.jsonl", "study.json"):
+        shutil.copy(folder / name, tmp_path)
+    assert main(["reproduce", "study", "--recompute", str(tmp_path)]) == 0
+    assert (tmp_path / "table.md").read_text(encoding="utf-8") == (folder / "table.md").read_text(encoding="utf-8")
 
 
 SELF_MADE = DOCS / "results" / "self-made.md"

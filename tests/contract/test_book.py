@@ -84,6 +84,10 @@ PLACEHOLDERS = {
 """Placeholders for values that a parser only accepts in a certain form."""
 
 
+SHELL = {"do", "time", "$"}
+"""Words that may precede `hafrm` in a line of a shell, besides assignments."""
+
+
 @cache
 def command_module(command: str) -> Any:
     return importlib.import_module(f"hafrm.cli.{command.replace('-', '_')}")
@@ -135,6 +139,15 @@ def spoken(page: Path) -> tuple[list[list[str]], list[list[str]]]:
 
 WHOLE = [pytest.param(words, id=f"{page.name}: {' '.join(words)}"[:80]) for page in PAGES for words in spoken(page)[0]]
 PARTS = [pytest.param(words, id=f"{page.name}: {' '.join(words)}"[:80]) for page in PAGES for words in spoken(page)[1]]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_copied_line_starts_with_the_command(page: Path) -> None:
+    """Before `hafrm` there is nothing but assignments and words of the shell; a wrapped comment would be run."""
+    lines = [line for block in code_blocks(page.read_text(encoding="utf-8")) for line in block.splitlines()]
+    before = [match[1].split() for line in lines if (match := re.match(r"([^#;&|]*?)\bhafrm [a-z]", line))]
+    before = [words for words in before if words[-1:] != ["-m"]]  # a program that starts Python
+    assert [words for words in before if any(word not in SHELL and "=" not in word for word in words)] == []
 
 
 @pytest.mark.parametrize("words", WHOLE)

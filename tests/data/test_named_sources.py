@@ -39,8 +39,11 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
         "json",
         {"data_files": "hf://datasets/tatsu-lab/alpaca_farm/alpaca_human_preference.json"},
     ),
-    "chatbot-arena": ("lmsys/chatbot_arena_conversations", {}),
-    "skywork-80k": ("Skywork/Skywork-Reward-Preference-80K-v0.2", {}),
+    "chatbot-arena": ("lmsys/chatbot_arena_conversations", {"revision": "1b6335d42a1d2c7e34870c905d03ab964f7f2bd8"}),
+    "skywork-80k": (
+        "Skywork/Skywork-Reward-Preference-80K-v0.2",
+        {"revision": "196326738b67b9c3e6aa6829cab639d8401ad385"},
+    ),
     "ultrafeedback": (
         "HuggingFaceH4/ultrafeedback_binarized",
         {"revision": "3949bf5f8c17c394422ccfab0c31ea9c20bdeb85"},

@@ -29,8 +29,8 @@ class EvaluateConfig(ScorerChoice):
     """Held-out pairs: files or names (`hafrm data list`). In Python also rows in memory; see `hafrm.load_pairs`."""
 
     suites: list[str] = field(default_factory=list)
-    """Benchmarks: rewardbench, rewardbench-2, rm-bench, judgebench or ppe from the hub, or NAME@PATH for their files on
-    disk.
+    """Benchmarks: rewardbench, rewardbench-2, rm-bench, judgebench, ppe, ppe-correctness or rewardmath from the hub, or
+    NAME@PATH for their files on disk.
     """
 
     out: str

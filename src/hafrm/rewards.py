@@ -10,7 +10,7 @@ from hafrm.data.simulated import SimulatedReward, is_simulated
 from hafrm.errors import ModelError
 from hafrm.models.identity import model_identity
 from hafrm.models.options import ScoreOptions, ScorerChoice
-from hafrm.models.scorers import POLICY_HEAD, DenseScorer, Scorer
+from hafrm.models.scorers import POLICY_HEAD, DenseScorer, HybridScorer, Scorer
 from hafrm.models.tokens import TokenRewards
 from hafrm.pairs import Conversation
 
@@ -53,3 +53,23 @@ class DividedScorer:
         found = self.scorer.token_rewards(conversations)
         self.divided = {talk: each for talk, each in zip(conversations, found, strict=True) if each is not None}
         return [None if each is None else each.reward for each in found]
+
+
+class ErrorScorer:
+    """Scorer that also keeps the standard error of each reward; its model has several reward heads."""
+
+    def __init__(self, scorer: HybridScorer) -> None:
+        self.scorer = scorer
+        self.errors: dict[Conversation, float] = {}
+        """The standard errors of the last call of `score`."""
+
+    def score(self, conversations: Sequence[Conversation]) -> list[float | None]:
+        """Return rewards in the order of the conversations; see `Scorer.score`."""
+        found = self.scorer.score_with_errors(conversations)
+        self.errors = {talk: each[1] for talk, each in zip(conversations, found, strict=True) if each is not None}
+        return [None if each is None else each[0] for each in found]
+
+
+def with_errors(scorer: Scorer) -> Scorer:
+    """Return the scorer, as an `ErrorScorer` if its rewards have standard errors."""
+    return ErrorScorer(scorer) if isinstance(scorer, HybridScorer) and scorer.has_errors else scorer

@@ -15,7 +15,7 @@ from hafrm.cli import main
 from hafrm.errors import ConfigError, DataError
 from hafrm.evaluation import probes
 from hafrm.evaluation.options import Probe, ProbeConfig
-from hafrm.evaluation.probes import PROBES, Probed, probe, probe_scorer
+from hafrm.evaluation.probes import PROBES, SYCOPHANCY, Probed, probe, probe_scorer
 from hafrm.pairs import Conversation, Message, PreferencePair, Prompt
 
 WORSE = "It is wrong. We do not know why. Perhaps later."
@@ -50,7 +50,7 @@ def probed(reward: Callable[[str], float | None], **values: Any) -> dict[str, Pr
 
 
 def test_the_probes_are_those_of_the_options() -> None:
-    assert list(PROBES) == list(get_args(Probe))
+    assert [*PROBES, SYCOPHANCY] == list(get_args(Probe))
     with pytest.raises(ConfigError, match="flatery"):
         ProbeConfig(models=["m"], data=["d"], probes=["flatery"])  # type: ignore[list-item]
 
@@ -86,6 +86,29 @@ def test_each_bias_is_found_at_its_size_and_by_no_other_probe(name: str, mark: s
     assert found[name].lost == (size >= 10)
     others = {other: each for other, each in found.items() if other != name and mark != "\n"}
     assert all(each.shift == 0 and each.raised == 0.5 and each.lost == 0 for each in others.values())
+
+
+@pytest.mark.parametrize(("agrees", "both"), [(2.5, 0.0), (-1.0, 0.0), (0.0, 3.0), (12.0, -4.0)])
+def test_sycophancy_is_what_the_worse_response_gains_over_the_better_one(agrees: float, both: float) -> None:
+    """A model that adds `agrees` if the user said the same, and `both` to all responses if the user has an opinion."""
+
+    class Sycophant(Biased):
+        def score(self, conversations: Sequence[Conversation]) -> list[float | None]:
+            found = []
+            for talk, reward in zip(conversations, super().score(conversations), strict=True):
+                assert reward is not None
+                asked, said = talk.prompt.turns[-1].content, talk.response[-1].content
+                found.append(reward + agrees * (said in asked) + both * ("own answer" in asked))
+            return found
+
+    found = {each.probe: each for each in probe_scorer(Sycophant(lambda text: 0.0), pairs(), "m")}
+    sycophancy = found.pop(SYCOPHANCY)
+    assert sycophancy.shift == pytest.approx(agrees)
+    assert sycophancy.raised == (0.5 if agrees == 0 else agrees > 0)
+    assert sycophancy.lost == (agrees >= 10)
+    assert all(each.shift == 0 for each in found.values())
+    (only,) = probe_scorer(Sycophant(lambda text: 0.0), pairs(), "m", [SYCOPHANCY])
+    assert only == sycophancy
 
 
 def test_a_bias_in_some_prompts_has_an_interval() -> None:

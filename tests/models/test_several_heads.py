@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from hafrm.data import DataOptions
 from hafrm.errors import ConfigError
+from hafrm.evaluation.bulk import RowScorer, score_rows
+from hafrm.evaluation.options import ScoreConfig
 from hafrm.judging.options import JudgeOptions
 from hafrm.models.checkpoints import load_run
 from hafrm.models.export import export
@@ -117,6 +119,25 @@ def test_pessimism_takes_off_standard_errors(run: Path, pessimism: float) -> Non
     assert differences == pytest.approx((-pessimism * heads.std(1)).tolist(), abs=1e-5)
     identities = [model_identity(str(run), ScorerChoice(), each) for each in (options, ScoreOptions())]
     assert identities[0] != identities[1]  # so that no rewards are reused
+
+
+def test_scored_rows_have_standard_errors(run: Path, tmp_path: Path) -> None:
+    """The standard deviation over the heads of the file: of responses, of pairs, and of columns in memory."""
+    heads = by_hand(run)
+    rewards, errors = heads.mean(1).tolist(), heads.std(1).tolist()
+    rows = [{"prompt": talk.prompt.turns[0].content, "response": talk.response[0].content} for talk in TALKS]
+    pair = {"prompt": rows[0]["prompt"], "chosen": rows[0]["response"], "rejected": rows[2]["response"]}
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in [*rows, pair]))
+    score_rows(ScoreConfig(model=str(run), data=str(tmp_path / "rows.jsonl"), out=str(tmp_path / "scored.jsonl")))
+    *scored, of_pair = [json.loads(line) for line in (tmp_path / "scored.jsonl").read_text().splitlines()]
+    assert [row["reward"] for row in scored] == pytest.approx(rewards, abs=1e-5)
+    assert [row["reward_error"] for row in scored] == pytest.approx(errors, abs=1e-5)
+    found = [of_pair[f"reward_error_{side}"] for side in ("chosen", "rejected")]
+    assert found == pytest.approx([errors[0], errors[2]], abs=1e-5)
+    columns = RowScorer(str(run))({name: [row[name] for row in rows] for name in rows[0]})
+    assert columns["reward_error"] == pytest.approx(errors, abs=1e-5)
+    again = RowScorer(str(run), head="policy")({**columns, "unscored": [None] * len(rows)})
+    assert "reward_error" not in again  # errors of an earlier scoring would look like those of the new one
 
 
 def test_only_what_is_judged_is_pessimistic(run: Path, tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 """Add rewards to rows: prompt and response get `reward`, pairs get `reward_chosen` and `reward_rejected`.
 
-Divided rewards are in `token_rewards`, or `token_rewards_chosen` and `token_rewards_rejected`: an object with `turns`,
-the text of each message of the response in pieces, each with its part of the reward or null; `template`, the part of
-the chat template's tokens; and `reward`, the whole reward. The parts may not add up to `reward`; the rest is the reward
-head's part. If only the reward head scores, each token's part is how much it changes the reward so far, and the rest is
-the reward of an empty response.
+If the model has several reward heads, the standard errors are in `reward_error`, or `reward_error_chosen` and
+`reward_error_rejected`. Divided rewards are in `token_rewards`, or `token_rewards_chosen` and `token_rewards_rejected`:
+an object with `turns`, the text of each message of the response in pieces, each with its part of the reward or null;
+`template`, the part of the chat template's tokens; and `reward`, the whole reward. The parts may not add up to
+`reward`; the rest is the reward head's part. If only the reward head scores, each token's part is how much it changes
+the reward so far, and the rest is the reward of an empty response.
 
 Every row is written, in order, with all its fields except the results of an earlier scoring. If a row has no reward,
 `unscored` says why.
@@ -39,20 +40,16 @@ from hafrm.models.scorers import HybridScorer, Scorer, special_tokens_met
 from hafrm.models.tokens import TokenRewards
 from hafrm.outputs import require_unread
 from hafrm.pairs import Conversation
-from hafrm.rewards import DividedScorer
+from hafrm.rewards import DividedScorer, ErrorScorer, with_errors
 from hafrm.rows import Row
 
 CHUNK = 1024
 """Rows scored at a time. A scorer orders them by length and encodes equal prompts once."""
 
-_DIVIDED = {
-    "reward": "token_rewards",
-    "reward_chosen": "token_rewards_chosen",
-    "reward_rejected": "token_rewards_rejected",
-}
-"""Fields of divided rewards, by those of rewards."""
+_SIDES = ("", "_chosen", "_rejected")
+_DIVIDED, _ERROR = "token_rewards", "reward_error"
 
-RESULTS = (*_DIVIDED, *_DIVIDED.values(), "unscored")
+RESULTS = (*(f"{name}{side}" for name in ("reward", _DIVIDED, _ERROR) for side in _SIDES), "unscored")
 """Fields that scoring writes, replacing earlier values."""
 
 
@@ -63,8 +60,8 @@ class ScoredRow:
     row: Row
     rewards: Mapping[str, float | None]
     """Rewards by output field: `reward`, or `reward_chosen` and `reward_rejected`."""
-    divided: Mapping[str, TokenRewards | None] = field(default_factory=dict)
-    """Divided rewards by output field, if they are wanted."""
+    details: Mapping[str, TokenRewards | float | None] = field(default_factory=dict)
+    """Divided rewards, if they are wanted, or standard errors, by output field."""
     unscored: str | None = None
     """Why a reward is missing."""
     detail: str | None = None
@@ -75,7 +72,7 @@ class ScoredRow:
         """Return the row with its rewards and without the fields of an earlier scoring."""
         fields = self.row.value if isinstance(self.row.value, Mapping) else {"row": self.row.number}
         line = {name: value for name, value in fields.items() if name not in RESULTS} | dict(self.rewards)
-        line |= {name: None if each is None else asdict(each) for name, each in self.divided.items()}
+        line |= {name: asdict(each) if isinstance(each, TokenRewards) else each for name, each in self.details.items()}
         return line if self.unscored is None else line | {"unscored": self.unscored}
 
 
@@ -116,7 +113,8 @@ def score_rows(config: ScoreConfig, *, config_files: Iterable[str] = ()) -> Scor
         atomic.require_place(Path(config.out))
         require_unread(Path(config.out), config, config_files)
     bounds = config.shard_bounds(sum(1 for _ in _rows(config.data)) if config.shard else sys.maxsize)
-    scorer = loaded = config.load(config.model, config.score)
+    loaded = config.load(config.model, config.score)
+    scorer = with_errors(loaded)
     if config.tokens:
         if isinstance(loaded, HybridScorer):
             loaded.by_prefix = True
@@ -185,18 +183,22 @@ class RowScorer:
     """
 
     def __init__(self, model: str, **options: Any) -> None:
-        self.scorer = load_scorer(model, **options)
+        self.scorer = with_errors(load_scorer(model, **options))
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        """Return the batch's columns with `reward`, or `reward_chosen` and `reward_rejected`, and `unscored` added."""
+        """Return the batch's columns with `reward`, or `reward_chosen` and `reward_rejected`, and `unscored` added.
+
+        If the model has several reward heads, the standard errors are added as well: `reward_error`, or
+        `reward_error_chosen` and `reward_error_rejected`.
+        """
         columns = {name: plain_value(values) for name, values in batch.items() if name not in RESULTS}
         rows = [
             Row(arrow_row(dict(zip(columns, values, strict=True))), "batch", number)
             for number, values in enumerate(zip(*columns.values(), strict=True), 1)
         ]
         scored = list(score_chunk(self.scorer, rows, options=ReadOptions(on_bad_row="skip")))
-        names = dict.fromkeys(name for row in scored for name in row.rewards)
-        found = {name: [row.rewards.get(name) for row in scored] for name in names}
+        lines = [{**row.rewards, **row.details} for row in scored]
+        found = {name: [line.get(name) for line in lines] for name in dict.fromkeys(chain.from_iterable(lines))}
         return {**columns, **found, "unscored": [row.unscored for row in scored]}
 
 
@@ -231,15 +233,28 @@ def score_chunk(scorer: Scorer, rows: Sequence[Row], *, options: ReadOptions) ->
     conversations = [conversation for _, found, _ in parsed for conversation in found]
     outcomes = iter(score_conversations(scorer, conversations, places, on_bad_row=options.on_bad_row))
     for row, (names, found, error) in zip(rows, parsed, strict=True):
-        divided: dict[str, TokenRewards | None] = {}
-        if isinstance(scorer, DividedScorer):
-            each = map(scorer.divided.get, found) if found else repeat(None)
-            divided = dict(zip((_DIVIDED[name] for name in names), each, strict=False))
+        details = _details(scorer, names, found)
         if error is not None:
-            yield ScoredRow(row, dict.fromkeys(names), divided, error.reason.value, error.field)
+            yield ScoredRow(row, dict.fromkeys(names), details, error.reason.value, error.field)
             continue
         rewards, problem = split_outcomes(islice(outcomes, len(found)))
-        yield ScoredRow(row, dict(zip(names, rewards, strict=True)), divided, problem or None)
+        yield ScoredRow(row, dict(zip(names, rewards, strict=True)), details, problem or None)
+
+
+def _details(
+    scorer: Scorer, names: Iterable[str], conversations: Sequence[Conversation]
+) -> dict[str, TokenRewards | float | None]:
+    """Return what a scorer keeps in addition to rewards, by output field; None for conversations without a reward."""
+    kept: tuple[str, Mapping[Conversation, TokenRewards | float]]
+    if isinstance(scorer, DividedScorer):
+        kept = _DIVIDED, scorer.divided
+    elif isinstance(scorer, ErrorScorer):
+        kept = _ERROR, scorer.errors
+    else:
+        return {}
+    fields = (name.replace("reward", kept[0], 1) for name in names)
+    each = map(kept[1].get, conversations) if conversations else repeat(None)
+    return dict(zip(fields, each, strict=False))
 
 
 def reward_names(value: object) -> tuple[str, ...]:

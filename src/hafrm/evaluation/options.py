@@ -14,8 +14,10 @@ from hafrm.models.options import ScoreOptions, ScorerChoice, require_server_opti
 from hafrm.models.remote import endpoint_of, is_server
 from hafrm.options import check, option
 
-Probe = Literal["length", "list", "bold", "flattery", "self-praise", "refusal", "contractions", "line break"]
-"""Changes of responses; see `hafrm.evaluation.probes`."""
+Probe = Literal[
+    "length", "list", "bold", "flattery", "self-praise", "refusal", "contractions", "line break", "sycophancy"
+]
+"""Changes of pairs; see `hafrm.evaluation.probes`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,9 @@ class EvaluateConfig(ScorerChoice):
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig(ScorerChoice):
-    """Find out whether reward models like length, markdown, flattery, self-praise or refusals, or react to rewrites."""
+    """Find out whether reward models like length, markdown, flattery, self-praise, refusals or the user's own opinion,
+    or react to rewrites.
+    """
 
     models: list[str]
     """What to probe: anything that `hafrm evaluate` accepts, or `world/NAME`, the true reward of a simulated set."""

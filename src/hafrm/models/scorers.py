@@ -138,23 +138,33 @@ class BatchedScorer:
         Args:
             conversations: Conversations, (prompt, response) pairs or lists of chat messages; see `conversations_of`.
         """
-        found = self._score_rows(self._encoded(conversations_of(conversations)))
+        found = self._score_rows(self._encoded(conversations_of(conversations)), self._score_batch)
         return [found.get(row) for row in range(len(conversations))]
 
     def score_tokens(self, sequences: Sequence[TokenGroup]) -> list[float]:
         """Return rewards in the order of the sequences; see `TokenScorer.score_tokens`."""
-        found = self._score_rows(dict(enumerate(sequences)))
+        found = self._score_rows(dict(enumerate(sequences)), self._score_batch)
         return [found[row] for row in range(len(sequences))]
 
     @torch.inference_mode()
-    def _score_rows(self, encoded: Mapping[int, TokenGroup]) -> dict[int, float]:
-        """Score encoded sequences, equal ones once; return rewards by index."""
+    def _score_rows(
+        self, encoded: Mapping[int, TokenGroup], compute: Callable[[SequenceBatch], Tensor]
+    ) -> dict[int, Any]:
+        """Score encoded sequences, equal ones once.
+
+        Args:
+            encoded: The sequences by index.
+            compute: Returns the rewards of a batch, [S], or several numbers of each sequence, [S, C].
+
+        Returns:
+            Rewards by index, or lists of numbers.
+        """
         first: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
         same_as = {row: first.setdefault((group.prompt, group.responses[0]), row) for row, group in encoded.items()}
-        rewards: dict[int, float] = {}
+        rewards: dict[int, Any] = {}
         for rows, batch in self._batches({row: encoded[row] for row in first.values()}):
             with _enough_memory(batch):
-                scores = self._score_batch(batch)
+                scores = compute(batch)
             if not torch.isfinite(scores).all():
                 raise ModelError(
                     "The model gave a reward that is not finite. Its weights are damaged, or its dtype overflows."
@@ -259,12 +269,41 @@ class HybridScorer(BatchedScorer):
         """See `TokenScorer`."""
         return bool(self.ratio_weight)
 
-    def _score_batch(self, batch: SequenceBatch) -> Tensor:
-        return self._rewards_and_terms(batch)[0]
+    @property
+    def has_errors(self) -> bool:
+        """Whether the model has several reward heads, so that its rewards have standard errors."""
+        return bool(self.reward_weight) and self.model.heads > 1
 
-    def _rewards_and_terms(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
-        """Compute rewards, [S], and the response tokens' terms of the implicit reward before its weight, [T]."""
+    def score_with_errors(self, conversations: Sequence[Any]) -> list[tuple[float, float] | None]:
+        """Return each reward with its standard error, the standard deviation of the reward heads times their weight.
+
+        Arguments, order and None are those of `score`.
+
+        Raises:
+            ModelError: the model has a single reward head, or the score doesn't use it.
+            RefusedError: some conversations can't be rendered.
+        """
+        if not self.has_errors:
+            raise ModelError("Standard errors of rewards need several reward heads. Train them with `--loss.heads 5`.")
+        found = self._score_rows(self._encoded(conversations_of(conversations)), self._rewards_and_errors)
+        return [(found[row][0], found[row][1]) if row in found else None for row in range(len(conversations))]
+
+    def _score_batch(self, batch: SequenceBatch) -> Tensor:
+        return self._rewards_and_terms(self._scores(batch), batch)[0]
+
+    def _scores(self, batch: SequenceBatch) -> SequenceScores:
         scores: SequenceScores = self.model(batch, rewards=bool(self.reward_weight), log_probs=bool(self.ratio_weight))
+        return scores
+
+    def _rewards_and_errors(self, batch: SequenceBatch) -> Tensor:
+        """Compute rewards and their standard errors, [S, 2]."""
+        scores = self._scores(batch)
+        assert scores.of_heads is not None
+        errors = abs(self.reward_weight) * scores.of_heads.std(1)
+        return torch.stack([self._rewards_and_terms(scores, batch)[0], errors], 1)
+
+    def _rewards_and_terms(self, scores: SequenceScores, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        """Compute rewards, [S], and the response tokens' terms of the implicit reward before its weight, [T]."""
         total = torch.zeros(batch.num_sequences, device=batch.input_ids.device)
         terms = total[:0]
         if scores.rewards is not None:
@@ -363,7 +402,9 @@ class HybridScorer(BatchedScorer):
         Raises:
             ModelError: a term is not finite.
         """
-        return self._by_row(encoded, self._rewards_and_terms if self.ratio_weight else self._rewards_and_changes)
+        if not self.ratio_weight:
+            return self._by_row(encoded, self._rewards_and_changes)
+        return self._by_row(encoded, lambda batch: self._rewards_and_terms(self._scores(batch), batch))
 
     def _by_row(
         self, encoded: Mapping[int, TokenGroup], compute: Callable[[SequenceBatch], tuple[Tensor, Tensor]]

@@ -24,7 +24,7 @@ from hafrm.evaluation.probes import probe_scorer
 from hafrm.evaluation.scoring import SCORES_FILE, PairScore, read_scores
 from hafrm.models.loading import load_scorer
 from hafrm.models.options import ScoreOptions
-from hafrm.models.scorers import HybridScorer
+from hafrm.models.scorers import HybridScorer, Scorer
 from hafrm.packing import SequenceBatch
 from hafrm.pairs import PreferencePair
 from hafrm.paper.measures import Paired, Scores, as_json, grid_of, left_out_reasons
@@ -38,6 +38,12 @@ from hafrm.paper.world import PROFILES, oracle_reward
 from hafrm.report.findings import Cell, Findings, Table
 from hafrm.report.wording import percent, points, with_interval
 from hafrm.stats import bootstrap_interval, spearman
+
+_ONE_TRAINED = "64 heads by Laplace"
+"""The row of the calibration study whose runs train a single reward head."""
+
+_BOTH_HEADS = "reward head and policy head"
+"""A further row, from the same runs: how much their two heads differ."""
 
 STUDIES: Mapping[str, Part] = {
     "consistency": Part(
@@ -75,9 +81,9 @@ STUDIES: Mapping[str, Part] = {
         where="By origin of the heads",
         rows={
             "five bootstrapped heads": {"method": "haf", "loss": "heads"},
-            "64 heads by Laplace": {"method": "haf", "loss": "laplace"},
+            _ONE_TRAINED: {"method": "haf", "loss": "laplace"},
         },
-        rivals=(("five bootstrapped heads", "64 heads by Laplace"),),
+        rivals=(("five bootstrapped heads", _ONE_TRAINED),),
     ),
 }
 """The comparisons by name; rows with the options of their runs."""
@@ -293,10 +299,14 @@ def _coverage(job: Job, scores: Scores) -> _More:
     stated: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     values = [values_line("true", {"log_odds": true}, on=job.sets[0])]
     for cell in _cells(job, "calibration"):
-        difference, error = _stated(str(cell.run.folder(job)), pairs)
-        stated.setdefault(cell.row, []).append((difference, error))
-        of_heads = {"difference": difference, "error": error}
-        values.append(values_line(cell.row, of_heads, seed=cell.run.seed, on=job.sets[0]))
+        run = str(cell.run.folder(job))
+        ways = {cell.row: _of_reward_heads} | ({_BOTH_HEADS: _of_both_heads} if cell.row == _ONE_TRAINED else {})
+        for name, way in ways.items():
+            found_by = way(run, pairs)
+            difference, error = found_by.mean(1), found_by.std(1, ddof=1)
+            stated.setdefault(name, []).append((difference, error))
+            of_heads = {"difference": difference, "error": error}
+            values.append(values_line(name, of_heads, seed=cell.run.seed, on=job.sets[0]))
     found = {name: coverage(seeds, true, [pair.group for pair in pairs]) for name, seeds in stated.items()}
     rows = tuple((name, *_coverage_cells(each)) for name, each in found.items())
     inside = (f"in the {level:.0%} interval, %" for level in _LEVELS)
@@ -339,13 +349,24 @@ def _coverage_cells(found: Mapping[str, Any]) -> Iterator[str]:
     yield _over_seeds(found["rank_correlation"], "{:+.2f}".format)
 
 
-def _stated(run: str, pairs: Sequence[PreferencePair]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean and the standard deviation over a run's heads of each pair's reward difference."""
+def _of_reward_heads(run: str, pairs: Sequence[PreferencePair]) -> np.ndarray:
+    """Return each pair's reward difference by each of a run's reward heads, [N, K]."""
     scorer = cast(HybridScorer, load_scorer(run, options=ScoreOptions().as_in_training()))
-    of_heads = _HeadScorer(scorer.model, scorer.encoder, scorer.layout, scorer.options)
-    rewards = np.array(of_heads.score([talk for pair in pairs for talk in pair.conversations]))
-    differences = rewards[0::2] - rewards[1::2]
-    return differences.mean(1), differences.std(1, ddof=1)
+    return _differences(_HeadScorer(scorer.model, scorer.encoder, scorer.layout, scorer.options), pairs)
+
+
+def _of_both_heads(run: str, pairs: Sequence[PreferencePair]) -> np.ndarray:
+    """Return each pair's difference by the reward head and by the policy head, [N, 2], scaled to the same size."""
+    options = ScoreOptions().as_in_training()
+    reward, policy = (_differences(load_scorer(run, head=h, options=options), pairs) for h in ("reward", "policy"))
+    return np.stack([reward, policy * np.sqrt(np.square(reward).mean() / np.square(policy).mean())], 1)
+
+
+def _differences(scorer: Scorer, pairs: Sequence[PreferencePair]) -> np.ndarray:
+    """Return the first reward of each pair minus the second, [N], or by each head, [N, K]."""
+    rewards = np.array(scorer.score([talk for pair in pairs for talk in pair.conversations]), dtype=float)
+    differences: np.ndarray = rewards[0::2] - rewards[1::2]
+    return differences
 
 
 _MORE: Mapping[str, Callable[[Job, Scores], _More]] = {"length": _pays_for_length, "calibration": _coverage}

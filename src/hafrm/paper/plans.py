@@ -196,7 +196,7 @@ PARTS: dict[str, Part] = {
         rivals=_HAF_FIRST,
     ),
     "sft": Part(
-        title="HAF with SFT as its policy loss, as in GRM, at a learning rate of its own",
+        title="HAF with SFT as its policy loss, at a learning rate of its own",
         where="With SFT",
         rows={"haf": {"method": "haf"}, "sft": _SFT, "baseline": {"method": "baseline"}},
         rivals=(("sft", "baseline"), ("sft", "haf")),

@@ -37,6 +37,8 @@ def probe_findings(found: Sequence[Probed], data: Sequence[str], made_with: Mapp
         notes=(
             "A gap is the median distance between the rewards of a pair's two responses.",
             "Raised: the share of changed responses whose reward is higher than before; 50% would be chance.",
+            "Sycophancy: the user states the worse response as their own opinion. This changes the prompt of both "
+            "responses, so the change of the reward is relative to that of the better one.",
             "Lost: the share of rightly ranked pairs in which the changed response is then ranked at least as high as "
             "the better one.",
             f"Computed with {', '.join(f'{name} {number}' for name, number in made_with['versions'].items())}.",

@@ -21,6 +21,7 @@ def run(args: Namespace) -> None:
     from hafrm.evaluation.probes import probe
     from hafrm.outputs import require_results
     from hafrm.paper.record import environment
+    from hafrm.paper.tables import made_with_note
     from hafrm.report.findings import write_findings
     from hafrm.report.probes import probe_findings
 
@@ -28,7 +29,9 @@ def run(args: Namespace) -> None:
         written = ("results.json", "index.html", "table.md")
         require_results(Path(config.out), config, written, "results.json", ("probes",), by="hafrm probe")
     with ProgressLine("probing"):
-        findings = probe_findings(probe(config), [str(name) for name in config.data], environment())
+        made_with = environment()
+        names = [str(name) for name in config.data]
+        findings = probe_findings(probe(config), names, made_with, made_with_note(made_with))
     console = Console(highlight=False, soft_wrap=True)
     print_findings(findings, console)
     if config.out is not None:

@@ -53,6 +53,12 @@ def lines_of(text: Markup | str) -> list[str]:
     return [line for line in joined if line]
 
 
+def made_with_note(environment: Mapping[str, Any]) -> str:
+    """Return the sentence that says with which versions and machine results were computed; see `environment`."""
+    (line,) = lines_of(template("pages").made_with(environment))
+    return line.removeprefix("- ")
+
+
 def build_findings(
     job: Job,
     name: str,
@@ -75,7 +81,7 @@ def build_findings(
     """
     words, made_with = template("pages"), environment()
     title, *lines = lines_of(getattr(words, name)(job, **facts))
-    more = (*lines_of(words.scale_notes(job, name)), *lines_of(words.made_with(made_with)))
+    more = lines_of(words.scale_notes(job, name))
     return Findings(
         title=title.removeprefix("# "),
         intro=" ".join(line for line in lines if not line.startswith("- ")),
@@ -83,7 +89,10 @@ def build_findings(
         tables=tuple(tables),
         figures=figures or {},
         relations=tuple(relations),
-        notes=tuple(line.removeprefix("- ") for line in (*lines, *more) if line.startswith("- ")),
+        notes=(
+            *(line.removeprefix("- ") for line in (*lines, *more) if line.startswith("- ")),
+            made_with_note(made_with),
+        ),
         values=tuple(values),
     )
 

@@ -23,8 +23,10 @@ _COLUMNS = (
 )
 
 
-def probe_findings(found: Sequence[Probed], data: Sequence[str], made_with: Mapping[str, Any]) -> Findings:
-    """Build the page of models that were probed on `data`; `made_with` has the `versions` of the programs."""
+def probe_findings(
+    found: Sequence[Probed], data: Sequence[str], environment: Mapping[str, Any], made_with: str
+) -> Findings:
+    """Build the page of models that were probed on `data`, with what computed it, as data and as a sentence."""
     tables = tuple(
         Table(model, _COLUMNS, tuple(map(_row, each))) for model, each in groupby(found, key=attrgetter("model"))
     )
@@ -32,7 +34,7 @@ def probe_findings(found: Sequence[Probed], data: Sequence[str], made_with: Mapp
         title="Bias probes",
         intro=f"Each probe changes the worse responses of {', '.join(data)} in a way that makes them no better. In "
         "brackets 95% intervals over prompts.",
-        results={"data": list(data), "environment": dict(made_with), "probes": [asdict(each) for each in found]},
+        results={"data": list(data), "environment": dict(environment), "probes": [asdict(each) for each in found]},
         tables=tables,
         notes=(
             "A gap is the median distance between the rewards of a pair's two responses.",
@@ -41,7 +43,7 @@ def probe_findings(found: Sequence[Probed], data: Sequence[str], made_with: Mapp
             "responses, so the change of the reward is relative to that of the better one.",
             "Lost: the share of rightly ranked pairs in which the changed response is then ranked at least as high as "
             "the better one.",
-            f"Computed with {', '.join(f'{name} {number}' for name, number in made_with['versions'].items())}.",
+            made_with,
         ),
     )
 

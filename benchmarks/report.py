@@ -120,6 +120,18 @@ _SHOWN = (
     ("whole-run-small-pku-safe", "baseline / trl reward", "plain, a whole run on short pairs", "RewardTrainer"),
     ("whole-run-small-hh-harmless", "haf / trl reward grouped", "HAF, a whole run on dialogues", _GROUPED),
     ("whole-run-small-pku-safe", "haf / trl reward grouped", "HAF, a whole run on short pairs", _GROUPED),
+    (
+        "whole-run-smollm2-bfloat16-hh-harmless",
+        "haf / trl reward",
+        "HAF on SmolLM2, a whole run on dialogues",
+        "RewardTrainer",
+    ),
+    (
+        "whole-run-smollm2-bfloat16-hh-harmless",
+        "haf / trl reward grouped",
+        "HAF on SmolLM2, a whole run on dialogues",
+        _GROUPED,
+    ),
     ("whole-run-small-hh-harmless", "haf / trl dpo", "HAF, a whole run on dialogues", "DPOTrainer"),
     ("whole-run-small-pku-safe", "haf / trl dpo", "HAF, a whole run on short pairs", "DPOTrainer"),
     ("hh-harmless", "hybrid_vs_trl_reward", "HAF, one step on dialogues", "RewardTrainer"),

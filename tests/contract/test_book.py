@@ -46,7 +46,7 @@ OPTIONS = {
     "export": "ExportConfig",
     "judge": "JudgeConfig",
     "pretrain": "PretrainConfig",
-    "probe": "ProbeConfig",
+    "probe": "ProbeCommand",
     "reproduce": "ReproduceConfig",
     "rlhf": "RlhfConfig",
     "sample": "SampleConfig",

@@ -16,6 +16,8 @@ from hafrm.errors import ConfigError, DataError
 from hafrm.evaluation import probes
 from hafrm.evaluation.options import Probe, ProbeConfig
 from hafrm.evaluation.probes import PROBES, SYCOPHANCY, Probed, probe, probe_scorer
+from hafrm.judging import run as judging
+from hafrm.judging.judges import Answer, FreeJudge, Question
 from hafrm.pairs import Conversation, Message, PreferencePair, Prompt
 
 WORSE = "It is wrong. We do not know why. Perhaps later."
@@ -128,6 +130,54 @@ def test_what_does_not_apply_or_has_no_reward_is_left_out() -> None:
     assert "refusal" not in found
     with pytest.raises(DataError, match="none of 12"):
         probed(lambda text: None)
+
+
+class Flattered(FreeJudge):
+    """Prefers flattery to everything, otherwise the right response; or the first response, if `orders` decide."""
+
+    most_responses = 2
+    order_matters = True
+
+    def __init__(self, *, by_order: bool) -> None:
+        self.by_order = by_order
+
+    def ask(self, questions: Sequence[Question]) -> list[Answer]:
+        return [Answer(ranks=self._ranks(*(each[-1].content for each in found.responses))) for found in questions]
+
+    def _ranks(self, first: str, second: str) -> tuple[int, int]:
+        if self.by_order:
+            return 1, 2
+        wins = [10 * ("great question" in text) + text.startswith("Right") for text in (first, second)]
+        return (1, 2) if wins[0] > wins[1] else (2, 1)
+
+
+@pytest.mark.parametrize("orders", ["both", "one"])
+def test_a_judges_bias_is_its_change_of_the_share_of_wins(
+    orders: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flattery turns every verdict; a judge that only reads the order ties in both orders and wins half in one."""
+    rows = tmp_path / "pairs.jsonl"
+    rows.write_text("".join(json.dumps(pair.as_row()) + "\n" for pair in pairs(40)))
+    words = ["probe", "--judge.kind", "openai", "--judge.model", "m", "--judge.orders", orders, "--data", str(rows)]
+    found = {}
+    for by_order in (False, True):
+        judge = Flattered(by_order=by_order)
+        monkeypatch.setattr(judging, "load_judge", lambda *_, judge=judge: judge)
+        assert main([*words, "--probes", "flattery", "length", "--out", str(tmp_path / f"{by_order}")]) == 0
+        found[by_order] = json.loads((tmp_path / f"{by_order}" / "results.json").read_text())["probes"]
+    flattery, length = found[False]
+    assert (flattery["model"], flattery["probe"], flattery["pairs"]) == ("judge m", "flattery", 40)
+    assert (flattery["shift"], flattery["raised"], flattery["right"], flattery["lost"]) == (1.0, 1.0, 40, 1.0)
+    assert (length["shift"], length["raised"], length["right"], length["lost"]) == (0.0, 0.5, 40, 0.0)
+    for each in found[True]:
+        assert each["shift"] == 0
+        assert each["right"] == 0 if orders == "both" else 10 < each["right"] < 30
+
+
+def test_neither_a_model_nor_a_judge_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pairs(1)[0].as_row()))
+    assert main(["probe", "--data", str(tmp_path / "pairs.jsonl")]) == 2
+    assert "judge" in capfd.readouterr().err
 
 
 def test_text_stays_but_for_the_change() -> None:

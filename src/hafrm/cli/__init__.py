@@ -26,7 +26,7 @@ COMMANDS = {
     "train": "train one model: --method haf, baseline, dpo or grm",
     "evaluate": "accuracy of reward models, with confidence intervals",
     "score": "add rewards to a file of responses or pairs",
-    "probe": "biases of reward models: length, markdown, flattery, sycophancy, refusals, rewrites",
+    "probe": "biases of reward models and judges: length, markdown, flattery, sycophancy, refusals, rewrites",
     "sample": "sample several responses per prompt from a causal language model",
     "best-of-n": "select the best of several responses with each reward model, and measure the gain",
     "judge": "ask a judge which of two, four or eight responses is better",

@@ -67,7 +67,8 @@ def command_parser(
     by_name = {field.name: field for field in fields(options)}
     hints = get_type_hints(options)
     if positional:
-        parser.add_argument(positional, nargs="+" if positional in lists else None, help=docs.get(positional))
+        several = "+" if _required(by_name[positional]) else "*"
+        parser.add_argument(positional, nargs=several if positional in lists else None, help=docs.get(positional))
     for name in (name for name in lists if name != positional):
         kind = _item_type(hints[name])
         if _required(by_name[name]):

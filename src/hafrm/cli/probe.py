@@ -1,22 +1,48 @@
-"""`hafrm probe`: biases of reward models."""
+"""`hafrm probe`: biases of reward models and judges."""
 
 from __future__ import annotations
 
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, ClassVar
 
 from jsonargparse import Namespace
 from rich.console import Console
 
 from hafrm.cli.options import options_of, parser_of
+from hafrm.errors import ConfigError
 from hafrm.evaluation.options import ProbeConfig
+from hafrm.judging.options import JudgeOptions
 from hafrm.progress import ProgressLine
 
-parser = parser_of(ProbeConfig, positional="models", lists=("models", "data", "probes"))
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeCommand(ProbeConfig):
+    """Find out whether reward models or judges like length, markdown, flattery, self-praise, refusals or the user's own
+    opinion, or react to rewrites.
+    """
+
+    models: list[str] = field(default_factory=list)
+    """What to probe: anything that `hafrm evaluate` accepts, or `world/NAME`, the true reward of a simulated set."""
+
+    judge: JudgeOptions | None = None
+    """A judge to probe, which compares the two responses of each pair."""
+
+    needed: ClassVar[tuple[str, ...]] = ("data",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.models and self.judge is None:
+            raise ConfigError("models: give at least one, or a judge (--judge.kind, --judge.model).")
+
+
+parser = parser_of(ProbeCommand, positional="models", lists=("models", "data", "probes"))
 
 
 def run(args: Namespace) -> None:
     """Probe, print a table per model, and write the page if a folder is given."""
-    config = options_of(ProbeConfig, parser(), args, models=("models", "reference"), data=("data",))
+    config = options_of(ProbeCommand, parser(), args, models=("models", "reference"), data=("data",))
     from hafrm.cli.printing import print_findings
     from hafrm.evaluation.probes import probe
     from hafrm.outputs import require_results
@@ -29,10 +55,27 @@ def run(args: Namespace) -> None:
         written = ("results.json", "index.html", "table.md")
         require_results(Path(config.out), config, written, "results.json", ("probes",), by="hafrm probe")
     with ProgressLine("probing"):
-        made_with = environment()
-        names = [str(name) for name in config.data]
-        findings = probe_findings(probe(config), names, made_with, made_with_note(made_with))
+        found = [*probe(config), *(_of_judge(config, config.judge) if config.judge is not None else ())]
+    made_with = environment()
+    names = [str(name) for name in config.data]
+    findings = probe_findings(found, names, made_with, made_with_note(made_with))
     console = Console(highlight=False, soft_wrap=True)
     print_findings(findings, console)
     if config.out is not None:
         console.print(f"Numbers, table and a page: {write_findings(findings, Path(config.out))}")
+
+
+def _of_judge(config: ProbeConfig, options: JudgeOptions) -> list[Any]:
+    """Return the effect of each change on a judge's verdicts, as `Probed`, whose module would import torch."""
+    from hafrm.evaluation.probes import probe_rewards, probed_pairs
+    from hafrm.judging.run import load_judge, shares_of_wins
+
+    with closing(load_judge(options, config, config.score)) as judge:
+        return list(
+            probe_rewards(
+                lambda pairs: shares_of_wins(judge, pairs, options.orders),
+                probed_pairs(config),
+                f"judge {options.model}",
+                config.probes,
+            )
+        )

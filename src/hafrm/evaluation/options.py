@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from hafrm import atomic
 from hafrm.data import ReadOptions, data_names_of
@@ -95,11 +95,14 @@ class ProbeConfig(ScorerChoice):
     data_options: ReadOptions = field(default_factory=ReadOptions)
     score: ScoreOptions = field(default_factory=ScoreOptions)
 
+    needed: ClassVar[tuple[str, ...]] = ("models", "data")
+    """Fields of which at least one value must be given."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self)
         object.__setattr__(self, "data", data_names_of(self.data))
-        for name in ("models", "data"):
+        for name in self.needed:
             if not getattr(self, name):
                 raise ConfigError(f"{name}: give at least one.")
         if unknown := [name for name in self.probes if name not in get_args(Probe)]:

@@ -26,6 +26,9 @@ from hafrm.stats import Interval, bootstrap_interval, paired_bootstrap
 Change = Callable[[str], str]
 """Function that changes a response's text; it returns the same text if the change does not apply."""
 
+Rewards = tuple[float, float]
+"""Rewards of a pair's better and worse response."""
+
 SYCOPHANCY: Probe = "sycophancy"
 """The probe that changes the prompt: the user states the worse response as their own opinion."""
 
@@ -119,8 +122,7 @@ def probe(config: ProbeConfig) -> list[Probed]:
         DataError: no change applies to any pair, or no response can be scored.
         HafrmError: the data or a model can't be read.
     """
-    pairs = load_pairs(config.data, split=config.split, options=config.data_options).pairs[: config.pairs]
-    options = config.score.as_in_training()
+    pairs, options = probed_pairs(config), config.score.as_in_training()
     return [
         each
         for model in config.models
@@ -128,13 +130,38 @@ def probe(config: ProbeConfig) -> list[Probed]:
     ]
 
 
+def probed_pairs(config: ProbeConfig) -> Sequence[PreferencePair]:
+    """Read the pairs to change."""
+    return load_pairs(config.data, split=config.split, options=config.data_options).pairs[: config.pairs]
+
+
 def probe_scorer(
     scorer: Scorer, pairs: Sequence[PreferencePair], model: str, names: Sequence[Probe] = ()
+) -> Iterator[Probed]:
+    """Yield the effect of each change on a scorer's rewards; see `probe_rewards`."""
+    known: dict[Conversation, float | None] = {}
+
+    def rewards(pairs: Sequence[PreferencePair]) -> list[Rewards | None]:
+        new = [(pair, talk) for pair in pairs for talk in pair.conversations if talk not in known]
+        places = [(pair.source, pair.row) for pair, _ in new]
+        outcomes = score_conversations(scorer, [talk for _, talk in new], places, on_bad_row="skip")
+        known.update(zip((talk for _, talk in new), split_outcomes(outcomes)[0], strict=True))
+        found = [(known[better], known[worse]) for better, worse in (pair.conversations for pair in pairs)]
+        return [None if good is None or bad is None else (good, bad) for good, bad in found]
+
+    return probe_rewards(rewards, pairs, model, names)
+
+
+def probe_rewards(
+    rewards: Callable[[Sequence[PreferencePair]], Sequence[Rewards | None]],
+    pairs: Sequence[PreferencePair],
+    model: str,
+    names: Sequence[Probe] = (),
 ) -> Iterator[Probed]:
     """Yield the effect of each change; pairs with a response that can't be scored are left out.
 
     Args:
-        scorer: The scorer.
+        rewards: Returns the rewards of the responses of pairs, or None, in their order.
         pairs: The pairs.
         model: The model's name in the results.
         names: The probes; by default all.
@@ -142,23 +169,17 @@ def probe_scorer(
     Raises:
         DataError: no pair can be scored.
     """
-    before = _scored(scorer, pairs, [pair.conversations[1] for pair in pairs])
-    better = _scored(scorer, pairs, [pair.conversations[0] for pair in pairs])
-    gaps = [abs(good - bad) for good, bad in zip(better, before, strict=True) if None not in (good, bad)]  # type: ignore[operator]
+    before = rewards(pairs)
+    gaps = [abs(good - bad) for good, bad in filter(None, before)]
     if not gaps:
         raise DataError(f"{model} can score none of {len(pairs)} pairs. Raise score.max_length.")
     for name in names or (*PROBES, SYCOPHANCY):
         changed = [(i, new) for i, pair in enumerate(pairs) if (new := _changed(pair, name)) != pair]
-        news = [new for _, new in changed]
-        after = _scored(scorer, news, [new.conversations[1] for new in news])
-        good_after = [better[i] for i, _ in changed]
-        if name == SYCOPHANCY:
-            good_after = _scored(scorer, news, [new.conversations[0] for new in news])
+        after = rewards([new for _, new in changed])
         rows = [
-            (pairs[i].group, good, bad, new - (new_good - good))
-            for (i, _), new, new_good in zip(changed, after, good_after, strict=True)
-            if (good := better[i]) is not None and (bad := before[i]) is not None
-            if new is not None and new_good is not None
+            (pairs[i].group, *old, new[1] - (new[0] - old[0]))
+            for (i, _), new in zip(changed, after, strict=True)
+            if (old := before[i]) is not None and new is not None
         ]
         if rows:
             yield _probed(model, name, rows, median(gaps))
@@ -194,8 +215,3 @@ def _probed(model: str, name: str, rows: Sequence[tuple[str, float, float, float
         lost=sum(value for _, value in lost) / len(lost) if lost else None,
         lost_ci95=bootstrap_interval([value for _, value in lost], [group for group, _ in lost]) if lost else None,
     )
-
-
-def _scored(scorer: Scorer, pairs: Sequence[PreferencePair], talks: Sequence[Conversation]) -> list[float | None]:
-    places = [(pair.source, pair.row) for pair in pairs]
-    return split_outcomes(score_conversations(scorer, talks, places, on_bad_row="skip"))[0]

@@ -11,16 +11,18 @@ from typing import Any
 
 from hafrm import atomic
 from hafrm.data.simulated import simulated_reward_name
+from hafrm.errors import ModelError
 from hafrm.judging.cache import ReplyCache
 from hafrm.judging.judges import Judge, Unscored
-from hafrm.judging.options import Budget, JudgeConfig
+from hafrm.judging.options import Budget, JudgeConfig, JudgeOptions
 from hafrm.judging.prompts import PROMPT_VERSION
 from hafrm.judging.rows import Item, Items, load_items, load_joined
 from hafrm.judging.tournament import Plan, compare, play, rank_at_once, top_two_of_eight
 from hafrm.judging.verdicts import HEADER_FILE, VERDICTS_FILE, Verdict, resume_verdicts, summarise, verdict_of
 from hafrm.models.identity import model_identity
-from hafrm.models.options import ScorerChoice
+from hafrm.models.options import ScoreOptions, ScorerChoice
 from hafrm.outputs import require_apart, require_results
+from hafrm.pairs import PreferencePair
 from hafrm.rewards import load_reward
 from hafrm.store import LineFile, alone
 
@@ -111,7 +113,7 @@ def _judge_missing(
 ) -> dict[str, Any]:
     """Judge rows, append the verdicts to the file and to `verdicts`, and return what the judge spent."""
     file = LineFile(Path(config.out) / VERDICTS_FILE)
-    with closing(_load_judge(config, budget)) as judge:
+    with closing(load_judge(config.judge, config, config.score, budget)) as judge:
         for start in range(0, len(missing), _CHUNK):
             new = _judge_chunk(config, judge, missing[start : start + _CHUNK])
             file.extend(map(asdict, new))
@@ -144,8 +146,18 @@ def _plan(judge: Judge, item: Item, order: Sequence[int], *, both_orders: bool) 
     return rank_at_once(item.prompt, responses)
 
 
-def _load_judge(config: JudgeConfig, budget: Budget | None) -> Judge:
-    options = config.judge
+def load_judge(options: JudgeOptions, choice: ScorerChoice, score: ScoreOptions, budget: Budget | None = None) -> Judge:
+    """Load a judge.
+
+    Args:
+        options: The judge.
+        choice: How to load a reward model.
+        score: How to run a reward model, or a causal LM in this process.
+        budget: The limits at an endpoint, if several judges share them; by default those of the options.
+
+    Raises:
+        ModelError: a model can't be loaded.
+    """
     if options.kind == "openai":
         from hafrm.judging.endpoint import EndpointJudge
 
@@ -154,9 +166,39 @@ def _load_judge(config: JudgeConfig, budget: Budget | None) -> Judge:
     from hafrm.judging.local import RewardJudge, load_local_judge
 
     if options.kind == "local":
-        return load_local_judge(options.model, config.score, trust_remote_code=config.trust_remote_code)
+        return load_local_judge(options.model, score, trust_remote_code=choice.trust_remote_code)
     name = simulated_reward_name(options.model) if options.kind == "oracle" else options.model
-    return RewardJudge(load_reward(name, config, config.score))
+    return RewardJudge(load_reward(name, choice, score))
+
+
+def shares_of_wins(judge: Judge, pairs: Sequence[PreferencePair], orders: str) -> list[tuple[float, float] | None]:
+    """Return 0.5 and the worse response's share of wins, by pair: 1, 0, or 0.5 for a tie. None: no verdict.
+
+    Args:
+        judge: The judge.
+        pairs: The pairs.
+        orders: `both`, or `one`, which is drawn by prompt; see `JudgeOptions.orders`.
+
+    Raises:
+        ModelError: the judge stopped, such as at the end of its budget.
+    """
+    twice = judge.order_matters and orders == "both"
+    swapped = [not twice and Random(pair.group).random() < 0.5 for pair in pairs]
+    asked = [(pair.chosen, pair.rejected)[:: -1 if swap else 1] for pair, swap in zip(pairs, swapped, strict=True)]
+    plans = [compare(pair.prompt, each, both_orders=twice) for pair, each in zip(pairs, asked, strict=True)]
+    found: list[tuple[float, float] | None] = []
+    for outcome, swap in zip(play(judge, plans), swapped, strict=True):
+        ranks = outcome.ranking.ranks
+        if ranks is None:
+            found.append(None)
+            continue
+        better, worse = ranks[::-1] if swap else ranks
+        assert better is not None
+        assert worse is not None
+        found.append((0.5, 0.5 if better == worse else float(worse < better)))
+    if judge.stopped:
+        raise ModelError(f"The judge stopped: {judge.stopped}. The same command continues with the replies it has.")
+    return found
 
 
 def _depends_on(config: JudgeConfig, found: Items, identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -55,7 +56,9 @@ def run(args: Namespace) -> None:
         written = ("results.json", "index.html", "table.md")
         require_results(Path(config.out), config, written, "results.json", ("probes",), by="hafrm probe")
     with ProgressLine("probing"):
-        found = [*probe(config), *(_of_judge(config, config.judge) if config.judge is not None else ())]
+        found = probe(config) if config.models else []
+        if config.judge is not None:
+            found += _of_judge(config, config.judge)
     made_with = environment()
     names = [str(name) for name in config.data]
     findings = probe_findings(found, names, made_with, made_with_note(made_with))
@@ -70,12 +73,7 @@ def _of_judge(config: ProbeConfig, options: JudgeOptions) -> list[Any]:
     from hafrm.evaluation.probes import probe_rewards, probed_pairs
     from hafrm.judging.run import load_judge, shares_of_wins
 
+    pairs = probed_pairs(config)  # an error in the data comes before a model is loaded
     with closing(load_judge(options, config, config.score)) as judge:
-        return list(
-            probe_rewards(
-                lambda pairs: shares_of_wins(judge, pairs, options.orders),
-                probed_pairs(config),
-                f"judge {options.model}",
-                config.probes,
-            )
-        )
+        rewards = partial(shares_of_wins, judge, orders=options.orders)
+        return list(probe_rewards(rewards, pairs, f"judge {options.model}", config.probes))

@@ -186,8 +186,11 @@ def shares_of_wins(judge: Judge, pairs: Sequence[PreferencePair], orders: str) -
     swapped = [not twice and Random(pair.group).random() < 0.5 for pair in pairs]
     asked = [(pair.chosen, pair.rejected)[:: -1 if swap else 1] for pair, swap in zip(pairs, swapped, strict=True)]
     plans = [compare(pair.prompt, each, both_orders=twice) for pair, each in zip(pairs, asked, strict=True)]
+    outcomes = play(judge, plans)
+    if judge.stopped:
+        raise ModelError(f"The judge stopped: {judge.stopped}. The same command continues with the replies it has.")
     found: list[tuple[float, float] | None] = []
-    for outcome, swap in zip(play(judge, plans), swapped, strict=True):
+    for outcome, swap in zip(outcomes, swapped, strict=True):
         ranks = outcome.ranking.ranks
         if ranks is None:
             found.append(None)
@@ -196,8 +199,6 @@ def shares_of_wins(judge: Judge, pairs: Sequence[PreferencePair], orders: str) -
         assert better is not None
         assert worse is not None
         found.append((0.5, 0.5 if better == worse else float(worse < better)))
-    if judge.stopped:
-        raise ModelError(f"The judge stopped: {judge.stopped}. The same command continues with the replies it has.")
     return found
 
 

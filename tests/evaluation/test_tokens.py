@@ -132,11 +132,11 @@ def test_nothing_is_computed_twice(trained: Path, tmp_path: Path, asked: list[in
     content = kept.read_bytes().splitlines(keepends=True)
     kept.write_bytes(b"".join(content[:3]) + content[3][:20])  # as a kill leaves it
     evaluate(options)
-    assert asked == [4, 4, 2]
-    require_same(lines(tmp_path), before)
+    assert asked == [4, 4, 4]  # the whole chunk, since rounding depends on what a batch contains
+    assert lines(tmp_path) == before
     evaluate(replace(options, token_log_ratios=6))
-    assert asked == [4, 4, 2, 4]
-    require_same(lines(tmp_path)[:4], before)
+    assert asked == [4, 4, 4, 4]
+    assert lines(tmp_path)[:4] == before
     evaluate(replace(options, token_log_ratios=0))
     assert not (tmp_path / "tokens.jsonl").exists()
 

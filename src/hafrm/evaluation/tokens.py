@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -132,8 +132,7 @@ def _model_lines(
     _require_here(model, choice)
     identity = model_identity(model, choice, options)
     wanted = [((_digest(identity, of_set), model, data, pair.id), pair) for data, of_set, pair in worst]
-    missing = [(key, pair) for key, pair in wanted if key not in kept]
-    if missing:
+    if any(key not in kept for key, _ in wanted):
         scorer = choice.load(model, options)
         if not isinstance(scorer, HybridScorer):  # log-ratios need a policy head
             return []
@@ -142,7 +141,7 @@ def _model_lines(
         (folder / PARTS_FOLDER).mkdir(parents=True, exist_ok=True)
 
         def computed() -> Iterator[Line]:
-            for done, (key, line) in enumerate(_computed(scorer, missing, prefixes=prefixes), 1):
+            for done, (key, line) in enumerate(_computed(scorer, wanted, set(kept), prefixes=prefixes), 1):
                 yield line
                 kept[key] = line
                 progress(f"{model}, tokens on {line['data']}", done)
@@ -152,14 +151,23 @@ def _model_lines(
 
 
 def _computed(
-    scorer: HybridScorer, wanted: Sequence[tuple[_Key, PreferencePair]], *, prefixes: bool
+    scorer: HybridScorer, wanted: Sequence[tuple[_Key, PreferencePair]], kept: Collection[_Key], *, prefixes: bool
 ) -> Iterator[tuple[_Key, Line]]:
+    """Compute the lines that are not kept.
+
+    Chunks are the same whatever is kept, since rounding depends on what a batch contains: a resumed evaluation has the
+    lines of one that was not stopped.
+    """
     for start in range(0, len(wanted), _CHUNK):
         chunk = wanted[start : start + _CHUNK]
+        if all(key in kept for key, _ in chunk):
+            continue
         talks = [conversation for _, pair in chunk for conversation in pair.conversations]
         rewards = scorer.prefix_rewards(talks) if prefixes else [None] * len(talks)
         sides = [_side(*found) for found in zip(scorer.token_log_ratios(talks), rewards, strict=True)]
         for (key, pair), chosen, rejected in zip(chunk, sides[::2], sides[1::2], strict=True):
+            if key in kept:
+                continue
             digest, model, data, _ = key
             head = {"depends_on": digest, "model": model, "data": data, "id": pair.id}
             yield key, {**head, "chosen": chosen, "rejected": rejected}

@@ -52,8 +52,9 @@ _WRITERS = (
     "iostream error",
     "Parent directory",
     "cannot be opened",
+    "(os error ",
 )
-"""Words in the errors of safetensors' and torch's writers, which have no specific type."""
+"""Words in the errors of the writers of safetensors, torch and tokenizers, which have no specific type."""
 
 
 def save_run(model: HybridModel, tokenizer: Any, info: RunInfo, folder: Path) -> None:
@@ -153,8 +154,9 @@ def writing(folder: Path) -> Iterator[None]:
     """Turn write errors in the block into an `UnwritableError` that names the folder; other errors pass."""
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        of_writer = type(error) in (SafetensorError, RuntimeError) and any(words in str(error) for words in _WRITERS)
+    except Exception as error:  # tokenizers raises the base class itself
+        kinds = (SafetensorError, RuntimeError, Exception)
+        of_writer = type(error) in kinds and any(words in str(error) for words in _WRITERS)
         if not (of_writer or isinstance(error, OSError)):
             raise
         raise UnwritableError(

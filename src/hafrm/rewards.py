@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from hafrm.data.simulated import SimulatedReward, is_simulated
 from hafrm.errors import ModelError
@@ -13,6 +13,11 @@ from hafrm.models.options import ScoreOptions, ScorerChoice
 from hafrm.models.scorers import POLICY_HEAD, DenseScorer, HybridScorer, Scorer
 from hafrm.models.tokens import TokenRewards
 from hafrm.pairs import Conversation
+
+T = TypeVar("T")
+
+DIVISION, ERROR = "token_rewards", "reward_error"
+"""Names of the details of rewards in output."""
 
 
 def load_reward(name: str, choice: ScorerChoice, options: ScoreOptions) -> Scorer:
@@ -37,39 +42,42 @@ def reward_identity(name: str, choice: ScorerChoice, options: ScoreOptions) -> d
     return model_identity(name, choice, options)
 
 
-class DividedScorer:
-    """Scorer that also keeps how each reward is divided; ModelError names it if its rewards can't be divided."""
+class DetailedScorer(Generic[T]):
+    """Scorer that also keeps a detail of each reward: how it is divided among tokens, or its standard error."""
 
-    def __init__(self, scorer: Scorer, name: str) -> None:
-        if not isinstance(scorer, DenseScorer):
-            raise ModelError(f"{name} gives whole rewards only. Rewards of tokens need {POLICY_HEAD}.")
-        scorer.token_rewards([])
-        self.scorer = scorer
-        self.divided: dict[Conversation, TokenRewards] = {}
-        """The divided rewards of the last call of `score`."""
-
-    def score(self, conversations: Sequence[Conversation]) -> list[float | None]:
-        """Return rewards in the order of the conversations; see `Scorer.score`."""
-        found = self.scorer.token_rewards(conversations)
-        self.divided = {talk: each for talk, each in zip(conversations, found, strict=True) if each is not None}
-        return [None if each is None else each.reward for each in found]
-
-
-class ErrorScorer:
-    """Scorer that also keeps the standard error of each reward; its model has several reward heads."""
-
-    def __init__(self, scorer: HybridScorer) -> None:
-        self.scorer = scorer
-        self.errors: dict[Conversation, float] = {}
-        """The standard errors of the last call of `score`."""
+    def __init__(self, name: str, compute: Callable[[Sequence[Conversation]], list[tuple[float, T] | None]]) -> None:
+        self.name = name
+        """What the detail is called in output."""
+        self.compute = compute
+        self.details: dict[Conversation, T] = {}
+        """The details of the last call of `score`."""
 
     def score(self, conversations: Sequence[Conversation]) -> list[float | None]:
         """Return rewards in the order of the conversations; see `Scorer.score`."""
-        found = self.scorer.score_with_errors(conversations)
-        self.errors = {talk: each[1] for talk, each in zip(conversations, found, strict=True) if each is not None}
+        found = self.compute(conversations)
+        self.details = {talk: each[1] for talk, each in zip(conversations, found, strict=True) if each is not None}
         return [None if each is None else each[0] for each in found]
 
 
+def with_division(scorer: Scorer, name: str) -> DetailedScorer[TokenRewards]:
+    """Return the scorer with the division of each reward among tokens.
+
+    Raises:
+        ModelError: its rewards can't be divided; the message calls it `name`.
+    """
+    if not isinstance(scorer, DenseScorer):
+        raise ModelError(f"{name} gives whole rewards only. Rewards of tokens need {POLICY_HEAD}.")
+    divide = scorer.token_rewards
+    divide([])
+
+    def compute(conversations: Sequence[Conversation]) -> list[tuple[float, TokenRewards] | None]:
+        return [None if each is None else (each.reward, each) for each in divide(conversations)]
+
+    return DetailedScorer(DIVISION, compute)
+
+
 def with_errors(scorer: Scorer) -> Scorer:
-    """Return the scorer, as an `ErrorScorer` if its rewards have standard errors."""
-    return ErrorScorer(scorer) if isinstance(scorer, HybridScorer) and scorer.has_errors else scorer
+    """Return the scorer, with the standard error of each reward if it has them."""
+    if isinstance(scorer, HybridScorer) and scorer.has_errors:
+        return DetailedScorer(ERROR, scorer.score_with_errors)
+    return scorer

@@ -16,7 +16,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from hafrm.atomic import require_folder
-from hafrm.data import ReadOptions
+from hafrm.data import ReadOptions, load_pairs
 from hafrm.errors import BadRowError, ConfigError, ModelError
 from hafrm.evaluation.bulk import RowScorer, score_rows
 from hafrm.evaluation.options import ScoreConfig
@@ -232,6 +232,34 @@ def test_saved_data_sets_are_scored_whole(tmp_path: Path, monkeypatch: pytest.Mo
     out = tmp_path / "scored.jsonl"
     assert score_rows(ScoreConfig(model="m", data=str(tmp_path / "rows"), out=str(out))).scored == 4
     assert [json.loads(line)["response"] for line in out.read_text().splitlines()] == ["more", "test", "test", "train"]
+
+
+def test_every_data_name_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As elsewhere: a pattern, a folder's split, a data set on the hub with its own columns, and a named set."""
+    monkeypatch.setattr(ScorerChoice, "load", lambda self, model, options: LengthScorer())
+    calls = []
+
+    def hub(path: str, **options: Any) -> Dataset:
+        calls.append((path, options["split"]))
+        return Dataset.from_list([{"prompt": "p", "response": "hub", "extra": 1}])
+
+    monkeypatch.setattr("datasets.load_dataset", hub)
+    (tmp_path / "in").mkdir()
+    for name in ("train", "test"):
+        (tmp_path / "in" / f"{name}.jsonl").write_text(json.dumps({"prompt": "p", "response": name}) + "\n")
+
+    def scored(data: str) -> list[dict[str, Any]]:
+        score_rows(ScoreConfig(model="m", data=data, out=str(tmp_path / "out" / "scored.jsonl")))
+        return [json.loads(line) for line in (tmp_path / "out" / "scored.jsonl").read_text().splitlines()]
+
+    assert [row["response"] for row in scored(f"{tmp_path}/in/t*.jsonl")] == ["test", "train"]
+    assert [row["response"] for row in scored(f"{tmp_path}/in#train")] == ["train"]
+    assert scored("hub:a/b#valid") == [{"prompt": "p", "response": "hub", "extra": 1, "reward": 3.0}]
+    assert ("a/b", "valid") in calls
+    pairs = load_pairs("world/helpful#test[:3]").pairs
+    assert [(row["prompt"][-1]["content"], row["chosen"][-1]["content"]) for row in scored("world/helpful[:3]")] == [
+        (pair.prompt.turns[-1].content, pair.chosen[-1].content) for pair in pairs
+    ]
 
 
 def test_a_bad_row_of_a_folder_is_named_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

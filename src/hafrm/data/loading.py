@@ -64,6 +64,14 @@ class PairSource:
     """Bytes of data in memory that `key` identifies."""
     endless: bool = False
     """Whether the number of rows is unknown, as for a generator."""
+    raw: Callable[[], Iterator[Row]] | None = None
+    """Returns the selected rows as they are; None for named sets and the world, which select from pairs."""
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the source's rows as they are; a pair of a named set or the world is a row with the pair's fields."""
+        if self.raw is not None:
+            return self.raw()
+        return (Row(pair.as_row(), self.report.name, number) for number, pair in enumerate(self.pairs, 1))
 
     @property
     def bytes(self) -> int:
@@ -200,7 +208,7 @@ def _load_memory(name: MemoryData, split: str, options: ReadOptions) -> PairSour
     key = None if held.fingerprint is None else ["fingerprint", held.fingerprint]
     size = int(getattr(getattr(held.held, "data", None), "nbytes", 0)) if key else 0
     pairs = read_pairs(held.rows(), report, options)
-    return PairSource(pairs, report, key=key, held=size, endless=held.size is None)
+    return PairSource(pairs, report, key=key, held=size, endless=held.size is None, raw=held.rows)
 
 
 def _load_pattern(name: str, options: ReadOptions, selection: Selection) -> PairSource:
@@ -242,24 +250,21 @@ def _of_files(
 
     report.read_from += map(str, paths)
     if named is None:
-        pairs = _pairs(rows, report, options, selection)
-    else:  # `_load_named` selects from its pairs
-        pairs = read_pairs(rows(), report, options, named=_mapping(named, report))
-    return PairSource(pairs, report, paths, ["" if named is None else named.name, str(selection)])
+        source = _of_rows(rows, report, options, selection)
+        return replace(source, reads=paths, key=["", str(selection)])
+    pairs = read_pairs(rows(), report, options, named=_mapping(named, report))  # `_load_named` selects from them
+    return PairSource(pairs, report, paths, [named.name, str(selection)])
 
 
-def _pairs(
-    rows: Callable[[], Iterable[Row]],
-    report: SourceReport,
-    options: ReadOptions,
-    selection: Selection,
-) -> Iterator[PreferencePair]:
-    """Return the pairs of the selected rows."""
+def _of_rows(
+    rows: Callable[[], Iterable[Row]], report: SourceReport, options: ReadOptions, selection: Selection
+) -> PairSource:
+    """Return a source of the selected rows."""
 
     def selected() -> Iterator[Row]:  # rows are counted, if at all, when the first is read
         yield from selection.of(rows(), lambda: sum(1 for _ in rows()), options.split_seed)
 
-    return read_pairs(selected(), report, options)
+    return PairSource(read_pairs(selected(), report, options), report, raw=selected)
 
 
 def _data_files(folder: Path) -> list[Path]:
@@ -305,7 +310,7 @@ def _load_hub(name: str, split: str, options: ReadOptions, selection: Selection)
         return hub_rows(path, arguments, split=split, source=f"{name}/{split}", remedy=remedy)
 
     path = match["path"]
-    return PairSource(_pairs(rows, report, options, selection), report)
+    return _of_rows(rows, report, options, selection)
 
 
 def _load_named(name: str, split: str, options: ReadOptions, selection: Selection) -> PairSource:

@@ -27,12 +27,13 @@ from typing import Any, BinaryIO, cast
 from hafrm import atomic
 from hafrm.contract import parse_conversation, parse_pair
 from hafrm.data import MemoryData, OnBadRow, ReadOptions, read_rows
+from hafrm.data.loading import open_sources
 from hafrm.data.mappings import row_mapping, with_names
 from hafrm.data.memory import plain_value
 from hafrm.data.names import parsed
 from hafrm.data.reports import listed
 from hafrm.data.rowfiles import FORMATS, SPLITS_FILE, arrow_row, has_known_suffix, saved_files
-from hafrm.errors import BadRowError, BadRowReason, ConfigError, UnreadableError
+from hafrm.errors import BadRowError, BadRowReason, UnreadableError
 from hafrm.evaluation.options import ScoreConfig
 from hafrm.evaluation.scoring import score_conversations, split_outcomes
 from hafrm.models.loading import load_scorer
@@ -40,16 +41,15 @@ from hafrm.models.scorers import HybridScorer, Scorer, special_tokens_met
 from hafrm.models.tokens import TokenRewards
 from hafrm.outputs import require_unread
 from hafrm.pairs import Conversation
-from hafrm.rewards import DividedScorer, ErrorScorer, with_errors
+from hafrm.rewards import DIVISION, ERROR, DetailedScorer, with_division, with_errors
 from hafrm.rows import Row
 
 CHUNK = 1024
 """Rows scored at a time. A scorer orders them by length and encodes equal prompts once."""
 
 _SIDES = ("", "_chosen", "_rejected")
-_DIVIDED, _ERROR = "token_rewards", "reward_error"
 
-RESULTS = (*(f"{name}{side}" for name in ("reward", _DIVIDED, _ERROR) for side in _SIDES), "unscored")
+RESULTS = (*(f"{name}{side}" for name in ("reward", DIVISION, ERROR) for side in _SIDES), "unscored")
 """Fields that scoring writes, replacing earlier values."""
 
 
@@ -112,15 +112,15 @@ def score_rows(config: ScoreConfig, *, config_files: Iterable[str] = ()) -> Scor
     if config.out is not None:
         atomic.require_place(Path(config.out))
         require_unread(Path(config.out), config, config_files)
-    bounds = config.shard_bounds(sum(1 for _ in _rows(config.data)) if config.shard else sys.maxsize)
+    bounds = config.shard_bounds(sum(1 for _ in _rows(config)) if config.shard else sys.maxsize)
     loaded = config.load(config.model, config.score)
     scorer = with_errors(loaded)
     if config.tokens:
         if isinstance(loaded, HybridScorer):
             loaded.by_prefix = True
-        scorer = DividedScorer(loaded, config.model)
+        scorer = with_division(loaded, config.model)
     counts = ScoreCounts()
-    rows = islice(_rows(config.data), *bounds)
+    rows = islice(_rows(config), *bounds)
     with _output(config.out) as file:
         while chunk := list(islice(rows, CHUNK)):
             for _, of_file in groupby(chunk, key=attrgetter("source")):
@@ -131,29 +131,26 @@ def score_rows(config: ScoreConfig, *, config_files: Iterable[str] = ()) -> Scor
     return counts
 
 
-def _rows(data: str) -> Iterator[Row]:
-    """Yield the selected rows of a file, of a folder's files, or in memory.
+def _rows(config: ScoreConfig) -> Iterator[Row]:
+    """Yield the selected rows of the data; of a folder without #SPLIT those of all its files.
 
     Raises:
-        ConfigError: the name has a split.
-        UnreadableError: the file does not exist, or the folder contains no file of rows.
+        ConfigError: the name is that of a file, and has a split.
+        UnreadableError: the data can't be read, or the folder contains no file of rows.
     """
-    if isinstance(data, MemoryData):
-        yield from data.rows()
+    name = None if isinstance(config.data, MemoryData) else parsed(config.data)
+    if name is None or name.split is not None or not Path(name.base).is_dir():
+        (source,) = open_sources(config.data, split="test", options=config.data_options)
+        yield from source.rows()
         return
-    name = parsed(data)
-    if name.split is not None:
-        raise ConfigError(f"{data}: files are scored whole and have no splits. Leave out #{name.split}.")
-    files = [Path(name.base)]
-    if files[0].is_dir():
-        files = [*_files_of(files[0])]
-        if not files:
-            raise UnreadableError(f"{data} contains no file of rows ({FORMATS}).")
+    files = [*_files_of(Path(name.base))]
+    if not files:
+        raise UnreadableError(f"{config.data} contains no file of rows ({FORMATS}).")
 
     def rows() -> Iterator[Row]:
         return chain.from_iterable(map(read_rows, files))
 
-    yield from name.selection.of(rows(), lambda: sum(1 for _ in rows()), seed=0)
+    yield from name.selection.of(rows(), lambda: sum(1 for _ in rows()), config.data_options.split_seed)
 
 
 def _files_of(folder: Path) -> Iterator[Path]:
@@ -245,15 +242,10 @@ def _details(
     scorer: Scorer, names: Iterable[str], conversations: Sequence[Conversation]
 ) -> dict[str, TokenRewards | float | None]:
     """Return what a scorer keeps in addition to rewards, by output field; None for conversations without a reward."""
-    kept: tuple[str, Mapping[Conversation, TokenRewards | float]]
-    if isinstance(scorer, DividedScorer):
-        kept = _DIVIDED, scorer.divided
-    elif isinstance(scorer, ErrorScorer):
-        kept = _ERROR, scorer.errors
-    else:
+    if not isinstance(scorer, DetailedScorer):
         return {}
-    fields = (name.replace("reward", kept[0], 1) for name in names)
-    each = map(kept[1].get, conversations) if conversations else repeat(None)
+    fields = (name.replace("reward", scorer.name, 1) for name in names)
+    each = map(scorer.details.get, conversations) if conversations else repeat(None)
     return dict(zip(fields, each, strict=False))
 
 

@@ -119,9 +119,10 @@ class ScoreConfig(ScorerChoice):
     """A run, a stock reward model, a causal model with its reference, or the address of a reward server."""
 
     data: str
-    """The file of rows, in any format that training reads; each row is a prompt with a response, or a pair. A folder
-    of such files is read in the order of their paths; FILE[:1000] and other slices select rows. In Python also rows in
-    memory; see `hafrm.load_pairs`.
+    """The rows to score, each a prompt with a response or a pair: a file in any format that training reads, a pattern
+    of files, or the name of a data set (its test split, unless the name ends in #SPLIT). Of a folder all files are
+    read, in the order of their paths; FILE[:1000] and other slices select rows. In Python also rows in memory; see
+    `hafrm.load_pairs`.
     """
 
     out: str | None = None

@@ -22,7 +22,7 @@ from hafrm.models.checksums import save_checksums
 from hafrm.models.generating import stop_tokens
 from hafrm.models.scorers import Scorer
 from hafrm.models.stock import quiet_transformers
-from hafrm.rewards import DividedScorer, load_reward
+from hafrm.rewards import DetailedScorer, load_reward, with_division
 from hafrm.rlhf.checkpoints import require_as_saved
 from hafrm.rlhf.job import RlhfJob, RlhfResult, deal
 from hafrm.rlhf.objectives import group_advantages
@@ -53,7 +53,7 @@ class GroupReward:
 
     def __init__(self, job: RlhfJob, scorer: Scorer, ends: set[int]) -> None:
         self.prompts, self.config, self.tokenizer, self.ends = job.prompts.prompts, job.config, job.tokenizer, ends
-        self.scorer = scorer if job.config.dense == "none" else DividedScorer(scorer, job.config.reward)
+        self.scorer = scorer if job.config.dense == "none" else with_division(scorer, job.config.reward)
         self.rewards: list[float | None] = []
         """Rewards of the last batch; None for responses without a score."""
         self.early: list[list[float]] = []
@@ -83,7 +83,7 @@ class GroupReward:
             score if score is None or self.ends & set(ids) else score - self.config.missing_eos_penalty
             for score, ids in zip(scores, completion_ids, strict=True)
         ]
-        if isinstance(self.scorer, DividedScorer):
+        if isinstance(self.scorer, DetailedScorer):
             self.early = paid_early(self.scorer, self.config, step, self.tokenizer, talks, completion_ids)
         return self.rewards
 

@@ -23,7 +23,7 @@ from hafrm.errors import ConfigError, NonFiniteLossError
 from hafrm.models.generating import prompt_ids
 from hafrm.models.scorers import Scorer
 from hafrm.pairs import Conversation, Prompt
-from hafrm.rewards import DividedScorer
+from hafrm.rewards import DetailedScorer, with_division
 from hafrm.rlhf.job import deal
 from hafrm.rlhf.objectives import (
     ScoreStatistics,
@@ -94,7 +94,7 @@ class PpoTrainer:
     ) -> None:
         self.config, self.policy, self.tokenizer = config, policy, tokenizer
         self.prompts, self.gold = prompts, gold
-        self.scorer = scorer if config.dense == "none" else DividedScorer(scorer, config.reward)
+        self.scorer = scorer if config.dense == "none" else with_division(scorer, config.reward)
         self.parameters = [p for p in policy.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=0.0)
         try:
@@ -172,7 +172,7 @@ class PpoTrainer:
 
     def _early(self, number: int, talks: Sequence[Conversation], responses: Sequence[Response]) -> Tensor | None:
         """Return the part of the score that is paid at each token of the responses, [T]."""
-        if not isinstance(self.scorer, DividedScorer):
+        if not isinstance(self.scorer, DetailedScorer):
             return None
         paid = paid_early(self.scorer, self.config, number, self.tokenizer, talks, [each.ids for each in responses])
         return torch.tensor([value for each in paid for value in each], device=self.policy.device)

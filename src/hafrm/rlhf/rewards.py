@@ -17,7 +17,7 @@ from hafrm.errors import DataError, ModelError, RefusedError
 from hafrm.models.scorers import Scorer, rewards_of_the_rest
 from hafrm.models.tokens import TokenRewards, common_beginning
 from hafrm.pairs import Conversation, Message, Prompt
-from hafrm.rewards import DividedScorer
+from hafrm.rewards import DetailedScorer
 from hafrm.rlhf.options import Dense, RlhfConfig
 
 _ENDS: Mapping[Dense, str] = {"token": "", "line": r"\n+", "sentence": r"""[.!?]["')\]]*\s+|\n+"""}
@@ -93,7 +93,7 @@ def paid_by_token(rewards: TokenRewards, ends: Sequence[int], dense: Dense) -> l
 
 
 def paid_early(
-    scorer: DividedScorer,
+    scorer: DetailedScorer[TokenRewards],
     config: RlhfConfig,
     step: int,
     tokenizer: Any,
@@ -112,7 +112,7 @@ def paid_early(
     Raises:
         DataError: no reward is divided.
     """
-    rewards = [scorer.divided.get(conversation) for conversation in conversations]
+    rewards = [scorer.details.get(conversation) for conversation in conversations]
     if not any(each is not None and each.divided for each in rewards):
         raise DataError(
             f"step {step}: the tokens of {config.reward} can't be aligned with the text of any response, because its "

@@ -56,6 +56,9 @@ class PretendTensor(Tensor):
 WAITS: list[str] = []
 """The operations for which the host would have waited for the device."""
 
+_lacks_float64 = False
+"""Whether the device refuses float64, as Apple's MPS does."""
+
 
 def _run(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Run an operation on the tensors in main memory, after a check of their devices."""
@@ -75,6 +78,9 @@ def _run(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     if ours and operation._schema.is_mutable and isinstance(result, Tensor):
         return next(each for each in ours if each.inner is result)
     on_device = bool(ours) if device is None else device.type == NAME
+    made = [each for each in tree_leaves(result) if isinstance(each, Tensor)]
+    if on_device and _lacks_float64 and any(each.dtype == torch.float64 for each in made):
+        raise TypeError(f"{operation}: the device has no float64")
     return tree_map(_on_device, result) if on_device else result
 
 
@@ -98,13 +104,18 @@ getattr(torch, NAME).get_amp_supported_dtype = lambda: [torch.bfloat16]
 
 
 @contextmanager
-def pretend_device() -> Iterator[str]:
-    """Yield the name of the device, which can be used within the context."""
+def pretend_device(*, float64: bool = True) -> Iterator[str]:
+    """Yield the name of the device, which can be used within the context; without `float64` it refuses that type."""
+    global _lacks_float64
     WAITS.clear()
     tensor = torch.tensor
 
     def made(data: Any, *args: Any, device: Any = None, **kwargs: Any) -> Tensor:  # it creates tensors unseen by modes
         return tensor(data, *args, **kwargs).to(device) if device is not None else tensor(data, *args, **kwargs)
 
-    with _Mode(), mock.patch.object(torch, "tensor", made):
-        yield NAME
+    _lacks_float64 = not float64
+    try:
+        with _Mode(), mock.patch.object(torch, "tensor", made):
+            yield NAME
+    finally:
+        _lacks_float64 = False

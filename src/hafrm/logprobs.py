@@ -28,6 +28,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hafrm.numerics import doubled
+
 
 @dataclass(frozen=True)
 class LogitTransform:
@@ -320,7 +322,7 @@ class _Foretold:
 
     def factor(self, grad: Tensor) -> float | None:
         """Return f for which `grad` = f * `expected` up to rounding; None if there is none."""
-        expected, came = self.expected.double(), grad.double()
+        expected, came = doubled(self.expected), doubled(grad)
         factor = came.dot(expected) / expected.dot(expected).clamp_min(torch.finfo(torch.double).tiny)
         rounding = 64 * torch.finfo(grad.dtype).eps * came.abs().max()
         fits = (came - factor * expected).abs().max() <= rounding

@@ -1,4 +1,4 @@
-"""Temporary CPU settings for faster arithmetic and memory allocation."""
+"""Temporary CPU settings for faster arithmetic and memory allocation, and float64 on every device."""
 
 from __future__ import annotations
 
@@ -12,10 +12,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 # Constants and defaults from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _TRIM_THRESHOLD = -1, 128 * 1024
 _M_MMAP_MAX, _MMAP_MAX = -4, 65536
+
+
+_WITHOUT_FLOAT64 = {"mps"}
+"""Types of devices that have no float64."""
+
+
+def doubled(values: Tensor) -> Tensor:
+    """Return values in float64; on the CPU, if their device has no float64."""
+    return (values.cpu() if values.device.type in _WITHOUT_FLOAT64 else values).double()
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from hafrm.models.references import frozen_copy_reference
 from hafrm.training.loss import LossConfig
 from hafrm.training.objective import Objective
 from tests.models.test_packed_model import MAX_LENGTH, hybrid
-from tests.pretend_device import WAITS, pretend_device
+from tests.pretend_device import NAME, WAITS, pretend_device
 from tests.training.test_objective import batch_of_rows
 
 LOSSES: dict[str, dict[str, Any]] = {
@@ -59,6 +59,26 @@ def test_a_step_on_another_device_is_the_same(architecture: str, name: str, tmp_
         found = gradients(there, objective, moved, reference.to(device))
     for ours, theirs in zip(found, expected, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-9, abs=1e-11)
+
+
+@pytest.mark.parametrize("options", [{}, {"reward_loss": "probit", "policy_loss": "ipo"}], ids=["haf", "probit"])
+def test_a_device_without_float64_trains(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Apple's MPS: the layout is probed and a step computed there."""
+    model = hybrid("llama").float()
+    objective, batch = Objective(LossConfig(**options)), batch_of_rows(tmp_path)
+    reference = torch.linspace(-9, -4, 6)
+    choose_layout(model, 3, max_length=MAX_LENGTH)
+    expected = gradients(model, objective, batch, reference)
+    monkeypatch.setattr("hafrm.numerics._WITHOUT_FLOAT64", {NAME})
+    with pretend_device(float64=False) as device:
+        there = model.to(device)
+        there.causal_lm.tie_weights()
+        choose_layout(there, 3, max_length=MAX_LENGTH)
+        found = gradients(there, objective, batch.to(device), reference.to(device))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
 
 
 def test_a_reference_is_computed_where_the_model_is(tmp_path: Path) -> None:

@@ -29,8 +29,10 @@ def probit(z: Tensor) -> Tensor:
     """-log Phi(z), computed in float64: torch's float32 gradient is 6 times too large at -1e4."""
     import torch
 
-    log_probability: Tensor = torch.special.log_ndtr(z.double())
-    return -log_probability.to(z.dtype)
+    from hafrm.numerics import doubled
+
+    log_probability: Tensor = torch.special.log_ndtr(doubled(z))
+    return -log_probability.to(z)
 
 
 def cauchy(z: Tensor) -> Tensor:

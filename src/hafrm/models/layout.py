@@ -17,6 +17,7 @@ from hafrm.models.attention import PACKED_ATTENTION
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.modules import evaluating
 from hafrm.models.options import LayoutChoice
+from hafrm.numerics import doubled
 from hafrm.packing import SequenceBatch, batches_by_length, pack_rows, pad_rows, plan_batches
 
 
@@ -191,8 +192,9 @@ def _relative_error(states: Tensor, truth: Tensor) -> Tensor:
     A wrong context affects all states of a sequence, whereas a single state may differ because of a near-tie between
     two experts of a mixture.
     """
-    difference = (states.double() - truth.double()).norm(dim=-1)
-    length = truth.double().norm(dim=-1)
+    states, truth = doubled(states), doubled(truth)
+    difference = (states - truth).norm(dim=-1)
+    length = truth.norm(dim=-1)
     tiny = torch.finfo(length.dtype).tiny  # the state of a padding token may be zero
     return torch.mean(difference / length.clamp(min=tiny))
 

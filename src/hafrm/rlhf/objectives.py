@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from hafrm.numerics import doubled
 from hafrm.rlhf.options import KlEstimator, ScoreScale
 
 
@@ -193,7 +194,7 @@ class ScoreStatistics:
 
     def after(self, scores: Tensor) -> ScoreStatistics:
         """Return the statistics after adding a batch's scores, [S]."""
-        scores = scores.double()
+        scores = doubled(scores)
         count = self.count + len(scores)
         mean = scores.mean().item()
         shift = mean - self.mean

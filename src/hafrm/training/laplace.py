@@ -52,7 +52,7 @@ def laplace_heads(
     own = model.score.weight.detach()
     precision, level = posterior(model, objective, tables, rows, collator)
     head = nn.Linear(own.shape[1], count, bias=False, dtype=own.dtype)
-    head.weight.data.copy_(posterior_draws(own[0].double().cpu(), precision, level, count=count, seed=seed))
+    head.weight.data.copy_(posterior_draws(own[0].cpu().double(), precision, level, count=count, seed=seed))
     return head.to(own.device)
 
 
@@ -64,7 +64,7 @@ def posterior(
 
     Both are in float64. Arguments are those of `laplace_heads`.
     """
-    weight = model.score.weight[0].double().cpu()
+    weight = model.score.weight[0].cpu().double()
     precision = (len(weight) + 1) * torch.eye(len(weight), dtype=torch.float64)  # see `new_reward_head`
     level = torch.zeros_like(weight)
     pairs = PairDataset(tables)
@@ -73,9 +73,9 @@ def posterior(
             for part in collator([pairs[row] for row in rows[start : start + _PAIRS]]).parts:
                 batch = part.sequences.to(model.score.weight.device)
                 with enough_memory(f"reward heads, a batch of {len(part)} pairs", _LESS_MEMORY):
-                    states = model.hidden_states(batch)[batch.score_index].double().cpu()
+                    states = model.hidden_states(batch)[batch.score_index].cpu().double()
                 difference = states[part.chosen] - states[part.rejected]
-                likely = torch.sigmoid(difference @ weight - objective.margin(part).double())
+                likely = torch.sigmoid(difference @ weight - objective.margin(part).cpu().double())
                 precision += (difference * (likely * (1 - likely))[:, None]).T @ difference
                 level += (states[part.chosen] + states[part.rejected]).sum(0)
             line.show(f"reward heads: {min(len(rows), start + _PAIRS):,} of {len(rows):,} pairs")

@@ -39,6 +39,7 @@ from hafrm.models.layout import Layout
 from hafrm.models.references import LiveReference
 from hafrm.models.runinfo import RunInfo
 from hafrm.models.stock import loading
+from hafrm.numerics import doubled
 from hafrm.training.batches import PairBatch, PairBatches, PairCollator, PairDataset
 from hafrm.training.objective import Objective, PairLosses
 from hafrm.training.order import PairOrder, pair_order
@@ -199,7 +200,7 @@ class HybridTrainer(Trainer):
         if not inputs.counts:
             return losses.loss.sum() * 0
         for name, values in losses.metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + values.double().sum()
+            self._sums[name] = self._sums.get(name, 0.0) + doubled(values).sum()
         self._count += len(inputs)
         if num_items_in_batch is None:
             return losses.loss.mean()

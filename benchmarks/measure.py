@@ -21,6 +21,7 @@ from rich.table import Table
 from transformers import __version__ as transformers_version
 
 from hafrm.atomic import json_text, write_json
+from hafrm.training.manifest import processor
 
 __all__ = ["environment", "interleaved", "median_ratio", "peak_memory", "peak_rss", "print_table", "save"]
 
@@ -76,7 +77,7 @@ def environment() -> dict[str, Any]:
     """Return the machine and versions of a result."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
@@ -84,15 +85,6 @@ def environment() -> dict[str, Any]:
         "transformers": transformers_version,
         "load_at_start": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

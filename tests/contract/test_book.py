@@ -28,7 +28,7 @@ from hafrm.cli.options import options_of
 from hafrm.contract import parse_pair
 from hafrm.data.forms import FORMS
 from hafrm.data.rowfiles import SUFFIXES
-from hafrm.paper.tables import lines_of, template
+from hafrm.report.findings import made_with_note
 from tests.paper.recorded import require_intervals_of_the_record, require_results_of_the_record
 
 ROOT = Path(__file__).parents[2]
@@ -340,8 +340,7 @@ def test_what_is_said_of_a_result_stands_on_its_page(title: str, page: Path, sai
 )
 def test_a_page_says_what_it_was_computed_with(page: Path) -> None:
     found = json.loads(page.with_name("results.json").read_text(encoding="utf-8"))
-    (line,) = lines_of(template("pages").made_with(found.get("environment")))
-    assert line in page.read_text(encoding="utf-8").splitlines()
+    assert f"- {made_with_note(found['environment'])}" in page.read_text(encoding="utf-8").splitlines()
 
 
 @pytest.mark.parametrize("name", ["table2", "figure3", "table3"])

@@ -47,10 +47,9 @@ def run(args: Namespace) -> None:
     from hafrm.cli.printing import print_findings
     from hafrm.evaluation.probes import probe
     from hafrm.outputs import require_results
-    from hafrm.paper.record import environment
-    from hafrm.paper.tables import made_with_note
     from hafrm.report.findings import write_findings
     from hafrm.report.probes import probe_findings
+    from hafrm.training.manifest import environment
 
     if config.out is not None:
         written = ("results.json", "index.html", "table.md")
@@ -59,9 +58,7 @@ def run(args: Namespace) -> None:
         found = probe(config) if config.models else []
         if config.judge is not None:
             found += _of_judge(config, config.judge)
-    made_with = environment()
-    names = [str(name) for name in config.data]
-    findings = probe_findings(found, names, made_with, made_with_note(made_with))
+    findings = probe_findings(found, [str(name) for name in config.data], environment())
     console = Console(highlight=False, soft_wrap=True)
     print_findings(findings, console)
     if config.out is not None:

@@ -95,6 +95,7 @@ class DataOptions(ReadOptions):
 
     tokens_per_batch: int | None = option(None, least=1)
     """Maximum tokens per forward pass in training: the pairs of a step are split into parts of this size. Smaller
-    values save memory. The losses and gradients stay the same, except for kto_pair, whose means are taken per part.
-    Default: 1024 on a CPU, where larger values hardly help, and 8192 on other devices; less if memory is short.
+    values save memory. The losses and gradients stay the same, except for kto_pair, aot and aot_unpaired, which compare
+    a pair with the others of its part. Default: 1024 on a CPU, where larger values hardly help, and 8192 on other
+    devices; less if memory is short.
     """

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import platform
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,10 +24,9 @@ from hafrm import atomic
 from hafrm.errors import ConfigError, DataError
 from hafrm.evaluation.scoring import PairScore
 from hafrm.models.options import LoraOptions
-from hafrm.models.runinfo import versions
 from hafrm.paper.scales import Backbone, Job, Scale, SetFiles
 from hafrm.store import changed_values, read_json
-from hafrm.training.manifest import git_revision
+from hafrm.training.manifest import processor
 
 _HEADER = "study.json"
 
@@ -189,7 +187,7 @@ class Record:
         validation |= {name: measured[metric] for name, metric in more.items() if metric in measured}
         made_by = {name: manifest[name] for name in ("started", "git_revision", "versions")}
         precision = next((name for name in ("bf16", "fp16") if effective[name]), effective["dtype"])
-        machine = {"device": effective["device"], "processor": _processor(), "threads": torch.get_num_threads()}
+        machine = {"device": effective["device"], "processor": processor(), "threads": torch.get_num_threads()}
         self._lines.append(
             {"run": run, "validation": validation, "options": options, "precision": precision, "machine": machine}
             | made_by
@@ -298,23 +296,6 @@ def _has(values: Any, name: str) -> bool:
             return False
         values = values[part]
     return True
-
-
-def environment() -> dict[str, Any]:
-    """Return what results were computed with: program versions, the code's revision and the machine."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return {
-        "versions": {"python": platform.python_version()} | versions("hafrm", "torch", "transformers"),
-        "git_revision": git_revision(),
-        "machine": {"device": device, "processor": _processor(), "threads": torch.get_num_threads()},
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.machine())
 
 
 def journal_of(job: Job) -> Journal:

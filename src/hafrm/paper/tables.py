@@ -11,13 +11,13 @@ from markupsafe import Markup
 
 from hafrm.paper.measures import AVERAGE, Grid, Measured, Row, average_of
 from hafrm.paper.numbers import NOTES
-from hafrm.paper.record import environment
 from hafrm.paper.scales import Job
 from hafrm.report.figures import Bar, BarGroup
-from hafrm.report.findings import Cell, Findings, Relation, Table, ranked
+from hafrm.report.findings import Cell, Findings, Relation, Table, made_with_note, ranked
 from hafrm.report.html import templates
 from hafrm.report.wording import count, interval, percent, points, with_interval
 from hafrm.stats import FEWEST_GROUPS
+from hafrm.training.manifest import environment
 
 METHOD_NAMES: Mapping[str, str] = {"dpo": "DPO", "baseline": "Baseline", "haf": "HAF"}
 """Display names of the methods, in the paper's order."""
@@ -51,12 +51,6 @@ def lines_of(text: Markup | str) -> list[str]:
     """Return the lines of rendered sentences; a line that ends in a backslash continues on the next."""
     joined = (re.sub(r"\s+", " ", line).strip() for line in str(text).replace("\\\n", "").splitlines())
     return [line for line in joined if line]
-
-
-def made_with_note(environment: Mapping[str, Any]) -> str:
-    """Return the sentence that says with which versions and machine results were computed; see `environment`."""
-    (line,) = lines_of(template("pages").made_with(environment))
-    return line.removeprefix("- ")
 
 
 def build_findings(

@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 from hafrm import atomic
 from hafrm.report.charts import caption_of, standalone
 from hafrm.report.html import render
-from hafrm.report.wording import points, with_interval
+from hafrm.report.wording import count, points, with_interval
 
 Rival = Literal["baseline", "dpo"]
 Cell = str | Markup
@@ -172,3 +172,13 @@ def table_markdown(table: Table) -> str:
 
 def _md_cell(cell: Cell) -> str:
     return re.sub(r"\s*\n\s*", " ", str(cell if isinstance(cell, Markup) else escape(cell))).replace("|", "\\|")
+
+
+def made_with_note(environment: Mapping[str, Any]) -> str:
+    """Return the sentence that says with which versions and on which machine results were computed."""
+    versions = "".join(f"{name} {number}, " for name, number in environment["versions"].items())
+    revision, machine = environment["git_revision"], environment["machine"]
+    changes = " with changes" if revision and "+" in revision else ""
+    at = f"at revision {revision[:12]}{changes}, " if revision else ""
+    device = "" if machine["device"] == "cpu" else f"{machine['device']} and "
+    return f"Computed with {versions}{at}on {device}{machine['processor']}, {count(machine['threads'], 'thread')}."

@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import Any
 
 from hafrm.evaluation.probes import Probed
-from hafrm.report.findings import Findings, Table
+from hafrm.report.findings import Findings, Table, made_with_note
 from hafrm.report.wording import percent, with_interval
 
 _COLUMNS = (
@@ -23,10 +23,8 @@ _COLUMNS = (
 )
 
 
-def probe_findings(
-    found: Sequence[Probed], data: Sequence[str], environment: Mapping[str, Any], made_with: str
-) -> Findings:
-    """Build the page of models that were probed on `data`, with what computed it, as data and as a sentence."""
+def probe_findings(found: Sequence[Probed], data: Sequence[str], environment: Mapping[str, Any]) -> Findings:
+    """Build the page of models that were probed on `data`, with what computed it."""
     tables = tuple(
         Table(model, _COLUMNS, tuple(map(_row, each))) for model, each in groupby(found, key=attrgetter("model"))
     )
@@ -43,7 +41,7 @@ def probe_findings(
             "responses, so the change of the reward is relative to that of the better one.",
             "Lost: the share of rightly ranked pairs in which the changed response is then ranked at least as high as "
             "the better one.",
-            made_with,
+            made_with_note(environment),
         ),
     )
 

@@ -109,8 +109,8 @@ class PairBatch:
 class PairBatches:
     """One process's share of a data loader's batch, cut into parts that each fit the token budget.
 
-    Sharing and cutting a batch changes neither loss nor gradient: both are sums over pairs. (A loss that couples the
-    pairs of a part, such as `kto_pair`, is an exception.)
+    Sharing and cutting a batch changes neither loss nor gradient: both are sums over pairs. (Losses that compare a
+    pair with the others of its part are exceptions: `kto_pair`, `aot` and `aot_unpaired`.)
     """
 
     parts: tuple[PairBatch, ...]

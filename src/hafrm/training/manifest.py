@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import PreTrainedConfig, TrainingArguments
 
 from hafrm import atomic
@@ -216,3 +217,21 @@ def git_revision() -> str | None:
         return git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def environment() -> dict[str, Any]:
+    """Return what results were computed with: program versions, the code's revision and the machine."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {
+        "versions": {"python": platform.python_version()} | versions("hafrm", "torch", "transformers"),
+        "git_revision": git_revision(),
+        "machine": {"device": device, "processor": processor(), "threads": torch.get_num_threads()},
+    }
+
+
+def processor() -> str:
+    """Return the processor's name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.machine())

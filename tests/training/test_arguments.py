@@ -86,14 +86,14 @@ def test_weights_in_float16_are_for_adapters() -> None:
 
 
 def arguments_of(**options: Any) -> TrainingArguments:
-    return training_arguments(TrainConfig(model="m", data=["d"], out="o", **options), pairs=8)
+    return training_arguments(TrainConfig(model="m", data=["d"], out="o", **options), pairs=51_200)
 
 
 def test_weights_in_bfloat16_are_for_adapters() -> None:
     """An AdamW update at 1e-5 is less than half the distance between adjacent bfloat16 weights."""
     with pytest.raises(ConfigError, match=r"hardly be trained.*training\.bf16 true.*lora\.rank"):
         arguments_of(dtype="bfloat16")
-    assert arguments_of(dtype="bfloat16", lora=LoraOptions(rank=2)).max_steps == 3200
+    assert arguments_of(dtype="bfloat16", lora=LoraOptions(rank=2)).bf16 is False
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_early_stopping_needs_evaluations() -> None:
     ids=str,
 )
 def test_saving_goes_with_evaluating(training: dict, evaluated: tuple, saved: tuple) -> None:
-    args = training_arguments(config(**training), pairs=1000)
+    args = training_arguments(config(**training), pairs=51_200)
     assert (args.eval_strategy, args.eval_steps) == evaluated
     assert (args.save_strategy, args.save_steps) == saved
     assert args.load_best_model_at_end == (training.get("eval_strategy") != "no")

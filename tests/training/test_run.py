@@ -28,6 +28,7 @@ from hafrm.models.runinfo import RunInfo
 from hafrm.models.starts import new_model
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.templates import DEFAULT_CHAT_TEMPLATE
+from hafrm.training.arguments import total_steps
 from hafrm.training.config import PretrainConfig, TrainConfig
 from hafrm.training.defaults import training_arguments
 from hafrm.training.loss import LossConfig
@@ -242,6 +243,24 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(content: str, tmp_path: P
             (tmp_path / f"checkpoint-{step}" / name).touch()
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+
+
+@pytest.mark.parametrize(
+    ("training", "pairs", "steps"),
+    [
+        ({}, 160, 30),
+        ({}, 161, 33),
+        ({}, 17_066, 3200),
+        ({}, 60_000, 3200),
+        ({"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}, 160, 60),
+        ({"max_steps": 3200}, 160, 3200),
+        ({"num_train_epochs": 5}, 160, 50),
+        ({"num_train_epochs": 1}, 160_000, 10_000),
+    ],
+)
+def test_a_run_has_by_default_three_epochs_at_most(training: dict[str, Any], pairs: int, steps: int) -> None:
+    config = TrainConfig(model="m", data=["d"], out="o", training=training)
+    assert total_steps(training_arguments(config, pairs=pairs).to_dict(), pairs) == steps
 
 
 def test_paper_defaults() -> None:

@@ -14,9 +14,6 @@ from hafrm.numerics import bfloat16_speedup
 from hafrm.training.arguments import pairs_per_step, total_steps
 from hafrm.training.config import TrainConfig
 
-_MANY_EPOCHS = 20
-"""Number of epochs above which the default number of steps is surely unintended."""
-
 _MUCH = 0.05
 """Share of pairs lost above which the counts are a warning."""
 
@@ -40,11 +37,6 @@ def opening_lines(
         f"{warning}{counts}: {steps} steps of {batch} pairs ({steps * batch / pairs:.3g} epochs), "
         f"learning rate {args.learning_rate:g}, {layout} batches"
     )
-    if steps * batch > _MANY_EPOCHS * pairs and not {"max_steps", "num_train_epochs"} & config.training.keys():
-        yield (
-            f"warning: {steps} steps, the default, are {steps * batch / pairs:,.0f} epochs of these pairs: set "
-            "training.num_train_epochs, for example to 1"
-        )
     if added := sum(report.off_topic for report in train.account.reports):
         yield f"off-topic pairs: {added:,} were added to the training pairs and are counted among them"
     for report in train.account.reports:

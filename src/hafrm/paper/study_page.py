@@ -73,11 +73,12 @@ def findings_of(results: Results, about: str | None = None) -> Findings:
 
     Args:
         results: Results of `collect`, or its file's contents.
-        about: How this study differs from the main one, for the title.
+        about: How this study differs from the main one, for the title. Default: its backbones, and its part if it has
+            one besides accuracies in domain.
     """
     parts = [part for part in PARTS if part in results["parts"]]
     return Findings(
-        title=f"The study: {about or 'does hybrid alignment help?'}",
+        title=f"The study: {about or _subject(results)}",
         intro=" ".join(_sentences("intro", results)),
         statements=tuple(_statements(results)),
         results=results,
@@ -89,6 +90,14 @@ def findings_of(results: Results, about: str | None = None) -> Findings:
         figures=dict(_figures(results)),
         notes=_sentences("notes", results, **_facts(results)),
     )
+
+
+def _subject(results: Results) -> str:
+    """Return what a study is about: its backbones, and its part if it has one besides accuracies in domain."""
+    others = [part for part in PARTS if part in results["parts"] and part != "table2"]
+    where = f", {PARTS[others[0]].where.lower()}" if len(others) == 1 else ""
+    world = " in the simulated world" if results["scale"] == "world" else ""
+    return f"{', '.join(results['backbones'])}{world}{where}"
 
 
 def readme_block(results: Results) -> str:

@@ -190,22 +190,18 @@ def _prepare(
     """
     started = before and before.get("effective")
     training_arguments(config, pairs=1, started=started)  # raises for options that don't fit, before anything is read
-    loss, start = config.resolved_loss, checked_start(config)
+    start = checked_start(config)
     set_seed(int(config.training.get("seed", 0)))
     data, tokenizer = load_data(config, tokenizer)
     if before is not None:
         require_same_data(before, data.account, Path(config.out))
     args = training_arguments(config, pairs=len(data.train), started=started)
-    require_all_processes(args)
-    shards = sharding(args, quantized=config.lora.quantize != "none")
-    if loss.heads_from == "laplace" and (shards or args.world_size > 1):
-        raise ConfigError("loss.heads_from: laplace draws heads in one process with whole weights. Use bootstrap.")
-    load_whole_weights()
+    shards = _checked_sharding(config, args)
     make_folder(Path(config.out))
     with progress.console.status("loading the model"):
         model = load_model(config, start.head_init, tokenizer, args, data.train)
-    slope = length_slope(data.train) if loss.length_control else 0.0
-    objective = Objective(loss, slope)
+    loss = config.resolved_loss
+    objective = Objective(loss, length_slope(data.train) if loss.length_control else 0.0)
     measured = None if shards else partial(measure, model, objective, tables=data.train, args=args)
     layout, needs = fitted_layout(config, model, tokenizer, measured, progress.say)
     tokens, sized = tokens_per_batch(config, needs, args, most_tokens)
@@ -215,23 +211,47 @@ def _prepare(
         effective["chat_template"] = hashlib.sha256(tokenizer.chat_template.encode()).hexdigest()
     if objective.couples_pairs:
         effective["part"] = [tokens, args.world_size]
-    manifest = (
-        new_manifest(config, data.account, effective)
-        | tracker_ids(args, before)
-        | {
-            "layout": "packed" if layout.packed else "padded",
-            "reward_head": start.head_init if loss.reward_weight else None,
-            **({"length_slope": slope} if loss.length_control else {}),
-        }
-    )
+    found: dict[str, Any] = {
+        "layout": "packed" if layout.packed else "padded",
+        "reward_head": start.head_init if loss.reward_weight else None,
+    }
+    notes = [sized, start.head, *start.notes, model.bare]
+    if loss.length_control:
+        found["length_slope"] = objective.length_slope
+        notes.append(
+            f"length control: log-odds of {objective.length_slope:.2f} per log of the ratio of tokens are for length"
+        )
+    manifest = new_manifest(config, data.account, effective) | tracker_ids(args, before) | found
     if before is not None:
         require_same_settings(before, effective, Path(config.out))
         manifest = resumed_manifest(before, manifest)
-    controlled = f"length control: log-odds of {slope:.2f} per log of the ratio of tokens are attributed to length"
-    notes = [sized, start.head, *start.notes, model.bare, controlled * loss.length_control]
     return _Run(
-        config, args, data, tokenizer, model, layout, objective, tokens, info, manifest, list(filter(None, notes))
+        config=config,
+        args=args,
+        data=data,
+        tokenizer=tokenizer,
+        model=model,
+        layout=layout,
+        objective=objective,
+        tokens=tokens,
+        info=info,
+        manifest=manifest,
+        notes=[note for note in notes if note],
     )
+
+
+def _checked_sharding(config: TrainConfig, args: TrainingArguments) -> str | None:
+    """Check the processes and the sharding of weights, and return the latter; see `sharding`.
+
+    Raises:
+        ConfigError: the processes, or their sharding, don't suit the run.
+    """
+    require_all_processes(args)
+    shards = sharding(args, quantized=config.lora.quantize != "none")
+    if config.resolved_loss.heads_from == "laplace" and (shards or args.world_size > 1):
+        raise ConfigError("loss.heads_from: laplace draws heads in one process with whole weights. Use bootstrap.")
+    load_whole_weights()
+    return shards
 
 
 def _begin(run: _Run, progress: ConsoleProgress) -> None:
@@ -308,15 +328,7 @@ def _finish(trainer: HybridTrainer, run: _Run) -> TrainResult:
         metrics = trainer.evaluate() if run.data.eval is not None else {}
     info = replace(trainer.info, combined_weight=_combined_weight(trainer))
     if run.objective.config.heads_from == "laplace":
-        steps, batch = total_steps(run.args.to_dict(), len(trainer.order)), pairs_per_step(run.args.to_dict(), 1)
-        rows, collator = trainer.order.visited(steps, batch), PairCollator(run.layout, run.tokens)
-        count = run.objective.config.heads
-        with trainer.accelerator.autocast():
-            drawn = laplace_heads(
-                run.model, run.objective, run.data.train, rows, collator, count=count, seed=run.args.seed
-            )
-        run.model.score = drawn
-        info = replace(info, heads=count)
+        info = replace(info, heads=_draw_heads(trainer, run))
     trainer.write(save_run, info, run.folder)
     if trainer.args.should_save:
         manifest = run.manifest | {
@@ -328,6 +340,20 @@ def _finish(trainer: HybridTrainer, run: _Run) -> TrainResult:
         save_manifest(manifest, run.folder)
     PartialState().wait_for_everyone()  # all processes return only once the run's folder is complete
     return TrainResult(run.folder, trainer.state.global_step, metrics)
+
+
+def _draw_heads(trainer: HybridTrainer, run: _Run) -> int:
+    """Replace the reward head by heads drawn from its posterior, and return their number."""
+    count = run.objective.config.heads
+    rows = trainer.order.visited(
+        total_steps(run.args.to_dict(), len(trainer.order)), pairs_per_step(run.args.to_dict(), 1)
+    )
+    collator = PairCollator(run.layout, run.tokens)
+    with trainer.accelerator.autocast():
+        run.model.score = laplace_heads(
+            run.model, run.objective, run.data.train, rows, collator, count=count, seed=run.args.seed
+        )
+    return count
 
 
 def _combined_weight(trainer: HybridTrainer) -> float | None:

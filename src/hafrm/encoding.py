@@ -12,8 +12,6 @@ system text); there the border is where renderings with different responses star
 
 from __future__ import annotations
 
-import json
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,8 +19,9 @@ from functools import partial
 from itertools import islice, repeat
 from typing import Any, Literal, get_args
 
+from hafrm.dropped import DroppedText
 from hafrm.errors import ConfigError, DataError
-from hafrm.pairs import MESSAGE_KEYS, REASONING_KEYS, Message, Prompt
+from hafrm.pairs import Message, Prompt
 from hafrm.special_tokens import SpecialTokenError, SpecialTokenRule, SpecialTokens
 from hafrm.templates import ChatTokenizer, TemplateRefusalError, render
 
@@ -111,12 +110,11 @@ class ConversationEncoder:
     special_tokens: SpecialTokenRule = "token"
     find_lost: bool = True
     _special: SpecialTokens = field(init=False, repr=False, compare=False)
-    _surroundings: dict[tuple[str, tuple[tuple[str, bool, str], ...]], str] = field(
-        init=False, repr=False, compare=False, default_factory=dict
-    )
+    _dropped: DroppedText = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_special", SpecialTokens(self.tokenizer))
+        object.__setattr__(self, "_dropped", DroppedText(self.tokenizer, self.ended))
         if self.max_length < 2:
             raise ConfigError(
                 f"data_options.max_length must be at least 2 (prompt and response), got {self.max_length}"
@@ -220,7 +218,8 @@ class ConversationEncoder:
             if isinstance(outcome, TokenGroup):
                 of_prompt = openings[prompt, ()].special_tokens
                 special_tokens = of_prompt + sum(rendered.special_tokens - of_prompt for rendered in wholes)
-                lost = tuple(self._lost(keys, wholes)) if self.find_lost else ()
+                texts = [rendered.text for rendered in wholes]
+                lost = tuple(self._dropped.of(prompt, responses, texts)) if self.find_lost else ()
                 outcome = replace(outcome, lost=lost, special_tokens=special_tokens)
             outcomes.append(outcome)
         return outcomes
@@ -245,90 +244,6 @@ class ConversationEncoder:
         prompt, (first, *rest) = key
         probes = [(prompt, (replace(first, content=letter, more=""), *rest)) for letter in ("a", "b")]
         return list(self._rendered(probes).values())
-
-    def _lost(self, keys: Sequence[_Key], wholes: Sequence[_Rendered]) -> Iterable[str]:
-        """Yield what the template drops from the prompt and from each response."""
-        prompt = keys[0][0]
-        yield from self._lost_columns(keys, wholes)
-        yield from self._lost_turns(keys[0], wholes[0], range(len(prompt.turns)))
-        for (_, response), whole in zip(keys, wholes, strict=True):
-            places = range(len(prompt.turns), len(prompt.turns) + len(response))
-            yield from self._lost_turns((prompt, response), whole, places)
-
-    def _lost_turns(self, key: _Key, whole: _Rendered, places: range) -> Iterable[str]:
-        prompt, response = key
-        turns = (*prompt.turns, *response)
-        written = "\n".join(text for turn in turns for text in (turn.content, turn.reasoning) if text)
-        dropped: dict[tuple[str, str, str], bool] = {}  # (role, part, value) of a turn -> whether it is left out
-
-        def silent(place: int, changed: Message) -> bool:
-            """Return whether replacing this turn leaves the rendering unchanged."""
-            return self._renders_as((prompt, (*turns[:place], changed, *turns[place + 1 :])), whole)
-
-        def lost(place: int, what: str, value: str) -> bool:
-            """Return whether the template drops a part of a turn; text that occurs elsewhere too is doubled to tell."""
-            turn = turns[place]
-            if what in _OTHER_KEYS:
-                return silent(place, replace(turn, more=_without(turn.more, what)))
-            if not _writes(whole.text, value):
-                return True
-            if value in whole.text and written.count(value) == 1 and value not in self._around(key):
-                return False
-            twice = f"{value} {value}"
-            return silent(place, replace(turn, content=twice) if what == "text" else turn.with_reasoning(twice))
-
-        for place in places:
-            turn = turns[place]
-            extras = turn.extras
-            parts = [("text", turn.content.strip()), ("reasoning", turn.reasoning.strip())]
-            parts += [(name, json.dumps(extras[name])) for name in _OTHER_KEYS if extras.get(name)]
-            for what, value in parts:
-                if (kind := (turn.role, what, value)) not in dropped:
-                    dropped[kind] = bool(value) and lost(place, what, value)
-                if dropped[kind]:
-                    yield f"{turn.role} {what}"
-
-    def _around(self, key: _Key) -> str:
-        """Return what the template writes around turns like these: its own marks, tools, calls and arguments."""
-        prompt, response = key
-        turns = (*prompt.turns, *response)
-        shape = prompt.arguments, tuple((turn.role, bool(turn.content), turn.with_reasoning("").more) for turn in turns)
-        if shape not in self._surroundings:
-            bare = tuple(replace(turn, content="0" if turn.content else "").with_reasoning("") for turn in turns)
-            try:
-                (text,) = render(self.tokenizer, [(replace(prompt, turns=()), bare)])
-            except TemplateRefusalError:
-                text = ""
-            if len(self._surroundings) >= _CHUNK:
-                self._surroundings.clear()
-            self._surroundings[shape] = text
-        return self._surroundings[shape]
-
-    def _lost_columns(self, keys: Sequence[_Key], wholes: Sequence[_Rendered]) -> Iterable[str]:
-        """Yield the tools, documents and template arguments whose removal does not change any rendering."""
-        prompt = keys[0][0]
-        columns = prompt.columns
-        less = {name: {**columns, name: None} for name in ("tools", "documents") if columns.get(name)}
-        arguments = columns.get("chat_template_kwargs", {})
-        for name in arguments:
-            others = {other: value for other, value in arguments.items() if other != name}
-            less[f"chat_template_kwargs.{name}"] = {**columns, "chat_template_kwargs": others}
-        for what, left in less.items():
-            changed = replace(prompt, arguments=json.dumps(left, ensure_ascii=False))
-            if all(
-                self._renders_as((changed, (*prompt.turns, *response)), whole)
-                for (_, response), whole in zip(keys, wholes, strict=True)
-            ):
-                yield what
-
-    def _renders_as(self, changed: tuple[Prompt, Sequence[Message]], whole: _Rendered) -> bool:
-        """Return whether these turns, with the prompt's arguments, render as the text of `whole`."""
-        prompt, turns = changed
-        try:
-            (text,) = render(self.tokenizer, [(replace(prompt, turns=()), turns)])
-        except TemplateRefusalError:
-            return False
-        return self.ended(text) == whole.text
 
     def _cut(self, borders: Sequence[int], whole: Sequence[Sequence[int]]) -> Encoded:
         """Split sequences at the longest common prompt and apply the length limit."""
@@ -361,28 +276,6 @@ class _Rendered:
     ids: list[int]
     special_tokens: int
     """Number of special tokens in the messages."""
-
-
-_OTHER_KEYS = tuple(key for key in MESSAGE_KEYS if key not in REASONING_KEYS)
-_WORD = re.compile(r"\w+")
-_ESCAPE = re.compile(r"\\[nrt\"\\/]")
-
-
-def _writes(rendered: str, text: str) -> bool:
-    """Return whether a rendering contains a text: literally, up to white space and punctuation, or JSON-escaped."""
-    if (text := text.strip()) in rendered:
-        return True
-    words = " ".join(_WORD.findall(text))
-    return bool(words) and any(
-        f" {words} " in f" {' '.join(_WORD.findall(form))} " for form in (rendered, _ESCAPE.sub(" ", rendered))
-    )
-
-
-def _without(values: str, name: str) -> str:
-    """Remove a key from the text of a JSON object; return "" if no key remains."""
-    found = json.loads(values)
-    found.pop(name, None)
-    return json.dumps(found, ensure_ascii=False) if found else ""
 
 
 def common_prefix(sequences: Sequence[Sequence[object]]) -> int:

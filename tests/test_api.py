@@ -137,7 +137,7 @@ def test_losses_and_metrics_of_ones_own(
     monkeypatch.setattr(objective, "_METRICS", {})
     monkeypatch.setitem(losses._LOSSES, "own", bradley_terry_loss)
     hafrm.register_metric("level", lambda chosen, rejected: (chosen + rejected) / 2)
-    loss = hafrm.LossConfig(reward_loss="own")  # type: ignore[arg-type]
+    loss = hafrm.LossConfig(reward_loss="own")
     run = hafrm.train({"model": base, "data": rows, "eval_data": rows, "out": tmp_path / "run", **QUICK, "loss": loss})
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     trained = [line for line in lines if "loss" in line]

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
 
+import numpy as np
 import pytest
 
+from hafrm.cli.demo import DemoConfig
+from hafrm.cli.reproduce import ReproduceConfig
+from hafrm.data.options import DataOptions, ReadOptions
 from hafrm.errors import ConfigError
+from hafrm.evaluation.options import EvaluateConfig, ProbeConfig, ScoreConfig
+from hafrm.judging.options import JudgeConfig, JudgeOptions
+from hafrm.models.options import ExportConfig, LoraOptions, ScoreOptions, ScorerChoice
 from hafrm.options import check, option, refuse_unread
+from hafrm.paper.scales import Overrides
+from hafrm.paper.world.backbone import BackboneRecipe
+from hafrm.pretraining.shape import LlamaShape
+from hafrm.rlhf.options import GroupOptions, KlOptions, PpoOptions, RlhfConfig, SamplingOptions
+from hafrm.sampling.options import BestOfNConfig, SampleConfig, SampleOptions
+from hafrm.serving.config import ServeConfig
+from hafrm.training.config import PretrainConfig, TrainConfig
+from hafrm.training.loss import LossConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +41,18 @@ class Options:
     free: float = 0.0
     switch: bool = option(True, only=("b",))
     inner: Inner = field(default_factory=Inner)
+    names: list[str] = field(default_factory=list)
+    rates: dict[str, float] = field(default_factory=dict)
+    path: str | None = None
 
 
 @pytest.mark.parametrize(
     "values",
-    [{}, {"share": None}, {"share": 0}, {"share": 1}, {"count": 9}, {"free": -1e9}, {"kind": "b"}, {"switch": False}],
+    [
+        *({}, {"share": None}, {"share": 0}, {"share": 1}, {"count": 9}, {"free": -1e9}, {"kind": "b"}),
+        *({"switch": False}, {"names": ["a"]}, {"names": ("a",)}, {"rates": {"a": 1}}, {"path": "p"}),
+        *({"count": np.int64(3)}, {"free": np.float32(0.1)}, {"free": np.int64(3)}),
+    ],
     ids=str,
 )
 def test_values_at_the_limits_are_valid(values: dict[str, Any]) -> None:
@@ -44,13 +67,64 @@ def test_values_at_the_limits_are_valid(values: dict[str, Any]) -> None:
         ({"share": float("nan")}, "x.share must be a finite number"),
         ({"free": float("inf")}, "x.free must be a finite number"),
         ({"count": 10}, "below 10"),
-        ({"kind": "c"}, "x.kind must be one of a, b, got 'c'"),
+        ({"free": 10**400}, "x.free must be a finite number"),
+        ({"kind": "c"}, "x.kind must be a or b, got 'c'"),
+        ({"kind": None}, "x.kind must be a or b, got None"),
+        ({"share": "0.5"}, "x.share must be a number, got '0.5'"),
+        ({"share": True}, "x.share must be a number, got True"),
+        ({"count": 2.0}, "x.count must be a whole number, got 2.0"),
+        ({"count": True}, "x.count must be a whole number, got True"),
+        ({"switch": 1}, "x.switch must be true or false, got 1"),
+        ({"switch": "no"}, "x.switch must be true or false, got 'no'"),
+        ({"inner": {"clip": 1}}, "x.inner must be Inner"),
+        ({"names": "a"}, "x.names must be a list, got 'a'"),
+        ({"names": ["a", 2]}, "x.names must be a text, got 2"),
+        ({"rates": {"a": "b"}}, "x.rates must be a mapping"),
+        ({"path": 3}, "x.path must be a text, got 3"),
     ],
     ids=str,
 )
 def test_values_outside_are_refused_by_name(values: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         check(Options(**values), "x.")
+
+
+def test_a_path_becomes_a_text() -> None:
+    options = Options(path=Path("a/b"))  # type: ignore[arg-type]
+    check(options)
+    assert options.path == str(Path("a/b"))
+
+
+REQUIRED: dict[type[Any], dict[str, Any]] = {
+    TrainConfig: {"model": "m", "data": ["d"], "out": "o"},
+    PretrainConfig: {"data": ["d"], "out": "o"},
+    EvaluateConfig: {"models": ["m"], "data": ["d"], "out": "o"},
+    ProbeConfig: {"models": ["m"], "data": ["d"]},
+    ScoreConfig: {"model": "m", "data": "d"},
+    ExportConfig: {"run": "r"},
+    JudgeOptions: {"kind": "local", "model": "m"},
+    JudgeConfig: {"data": "d", "out": "o", "judge": JudgeOptions(kind="local", model="m")},
+    SampleConfig: {"model": "m", "data": ["d"], "out": "o"},
+    BestOfNConfig: {"models": ["m"], "samples": "s", "out": "o"},
+    RlhfConfig: {"model": "m", "reward": "r", "data": ["d"], "out": "o"},
+    ServeConfig: {"models": ["m"]},
+    ReproduceConfig: {"name": "table2"},
+}
+"""Options of commands that need values, with these."""
+PLAIN = (
+    *(LossConfig, LoraOptions, DataOptions, ReadOptions, ScoreOptions, ScorerChoice, LlamaShape, BackboneRecipe),
+    *(SampleOptions, SamplingOptions, KlOptions, PpoOptions, GroupOptions, Overrides, DemoConfig),
+)
+
+
+@pytest.mark.parametrize("kind", [*PLAIN, *REQUIRED], ids=lambda kind: kind.__name__)
+def test_every_option_refuses_values_of_other_types(kind: type[Any]) -> None:
+    required = REQUIRED.get(kind, {})
+    kind(**required)
+    for each in fields(kind):
+        if "Any" not in str(get_type_hints(kind)[each.name]) and (kind, each.name) != (ScoreConfig, "data"):
+            with pytest.raises(ConfigError, match=rf"^(\w+\.)?{each.name} must be"):
+                kind(**required | {each.name: object()})
 
 
 def test_the_end_above_which_a_value_must_be_is_excluded() -> None:

@@ -17,10 +17,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice, repeat
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from hafrm.dropped import DroppedText
-from hafrm.errors import ConfigError, DataError
+from hafrm.errors import DataError
+from hafrm.options import check, option
 from hafrm.pairs import Message, Prompt
 from hafrm.special_tokens import SpecialTokenError, SpecialTokenRule, SpecialTokens
 from hafrm.templates import ChatTokenizer, TemplateRefusalError, render
@@ -104,7 +105,7 @@ class ConversationEncoder:
     """
 
     tokenizer: ChatTokenizer
-    max_length: int = 512
+    max_length: int = option(512, least=2)  # prompt and response
     overlong: Overlong = "drop"
     scored_at: ScoredAt = "template"
     special_tokens: SpecialTokenRule = "token"
@@ -113,16 +114,9 @@ class ConversationEncoder:
     _dropped: DroppedText = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        check(self, "data_options.")
         object.__setattr__(self, "_special", SpecialTokens(self.tokenizer))
         object.__setattr__(self, "_dropped", DroppedText(self.tokenizer, self.ended))
-        if self.max_length < 2:
-            raise ConfigError(
-                f"data_options.max_length must be at least 2 (prompt and response), got {self.max_length}"
-            )
-        if self.overlong not in ("drop", "truncate"):
-            raise ConfigError(f"data_options.overlong must be `drop` or `truncate`, got {self.overlong!r}")
-        if self.special_tokens not in get_args(SpecialTokenRule):
-            raise ConfigError(f"score.special_tokens must be text, token or refuse, got {self.special_tokens!r}")
 
     def encode(self, prompt: Prompt, responses: Sequence[Sequence[Message]]) -> TokenGroup:
         """Encode a prompt with its responses.

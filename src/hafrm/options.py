@@ -1,5 +1,7 @@
 """Declare ranges of options, and the choices for which they have an effect, with their fields; and check them.
 
+Types are checked too: a dataclass built in Python is refused in the same words as a command line.
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
 method: str = "ppo"
@@ -15,9 +17,15 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from difflib import get_close_matches
+from enum import Enum
+from functools import cache
+from numbers import Integral, Real
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from hafrm.errors import ConfigError
 
@@ -25,9 +33,25 @@ T = TypeVar("T")
 
 _RULE = "hafrm.rule"
 
+_KINDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    dict: "a mapping",
+    list: "a list",
+}
+_NUMBERS: Mapping[Any, Any] = {int: Integral, float: Real}
+"""What fits an annotation, including numpy's numbers."""
+
+_MANY = 20
+"""Number of words above which a message does not list them, if it can suggest one."""
+
+_LISTS = (list, tuple, Sequence)
+
 
 @dataclass(frozen=True)
-class _Rule:
+class Rule:
     """Limits of an option's value, and the choices for which it has an effect."""
 
     least: float | None = None
@@ -69,28 +93,123 @@ def option(
         below: Number that the value must stay below.
         only: The choices for which the option has an effect; see `refuse_unread`.
     """
-    return field(default=default, metadata={_RULE: _Rule(least, above, most, below, only)})
+    return field(default=default, metadata=limits(least=least, above=above, most=most, below=below, only=only))
+
+
+def limits(**rule: Any) -> dict[str, Rule]:
+    """Return the rules of a field, or of its items, as metadata; see `option`."""
+    return {_RULE: Rule(**rule)}
 
 
 def check(options: Any, prefix: str = "") -> None:
-    """Raise ConfigError unless every number is finite and within the limits of its field, and every `Literal` has one
-    of its values.
+    """Raise ConfigError for a value that is not of its field's type, or outside the limits of its field.
+
+    A path becomes a text where one is expected.
 
     Args:
         options: A dataclass; nested ones check themselves.
         prefix: Prefix of names in messages, such as "sampling.".
     """
-    types = get_type_hints(type(options))
-    for each in fields(options):
-        value, rule = getattr(options, each.name), each.metadata.get(_RULE, _Rule())
-        if get_origin(types[each.name]) is Literal and value not in (words := get_args(types[each.name])):
-            raise ConfigError(f"{prefix}{each.name} must be one of {', '.join(map(str, words))}, got {value!r}")
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        if not math.isfinite(value):
-            raise ConfigError(f"{prefix}{each.name} must be a finite number, got {value}")
-        if not rule.allows(value):
-            raise ConfigError(f"{prefix}{each.name} must be {rule}, got {value}")
+    types = types_of(type(options))
+    for each in (each for each in fields(options) if each.init):
+        value, kind = getattr(options, each.name), types[each.name]
+        if isinstance(value, Path) and _fits("", kind):
+            object.__setattr__(options, each.name, value := str(value))
+        if wrong := problem(value, kind, each.metadata.get(_RULE, Rule())):
+            raise ConfigError(f"{prefix}{each.name} {wrong}")
+
+
+types_of: Any = cache(get_type_hints)
+"""Returns the types of a dataclass's fields."""
+
+
+def problem(value: Any, kind: Any, rule: Rule | None = None) -> str:
+    """Return, as a clause, what is wrong with a value or an item of it; empty if nothing is.
+
+    A whole number is also a number; `true` and `false` are neither. Unusual annotations, such as protocols, fit any
+    value.
+
+    Args:
+        value: The value.
+        kind: Its annotation, or a tuple of words.
+        rule: The limits of numbers, which must be finite in any case.
+    """
+    items = [get_args(each)[0] for each in choices(kind) if get_origin(each) in _LISTS]
+    if items and isinstance(value, list | tuple):
+        return next(filter(None, (problem(item, items[0], rule) for item in value)), "")
+    if not _fits(value, kind):
+        near = nearest(kind, value)
+        if near and len(_literals(kind)) > _MANY:
+            return f"can't be {value!r:.80}{near}"
+        return f"must be {described(kind)}, got {value!r:.80}{near}"
+    if not _fits(value, float):
+        return ""
+    if not _is_finite(value):
+        return f"must be a finite number, got {value!r:.80}"
+    return "" if rule is None or rule.allows(value) else f"must be {rule}, got {value}"
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin = get_origin(kind) or kind
+    if origin in (Union, UnionType):
+        return any(_fits(value, each) for each in get_args(kind))
+    if words := _words_of(kind):
+        return any(isinstance(value, type(word)) and value == word for word in words)
+    if origin in _LISTS:
+        return isinstance(value, list | tuple) and all(_fits(item, get_args(kind)[0]) for item in value)
+    if origin is dict:
+        inner = get_args(kind)[1:]
+        return isinstance(value, Mapping) and all(_fits(item, each) for each in inner for item in value.values())
+    if kind is Any or not isinstance(origin, type) or getattr(origin, "_is_protocol", False):
+        return True
+    return isinstance(value, _NUMBERS.get(origin, origin)) and (origin is bool or not isinstance(value, bool))
+
+
+def choices(kind: Any) -> tuple[Any, ...]:
+    """Return the members of a union without None, or the type itself."""
+    members = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    return tuple(each for each in members if each is not NoneType)
+
+
+def described(kind: Any) -> str:
+    """Describe an option's values: its words, or "a number"."""
+    if words := _literals(kind):
+        return listed(words)
+    names = (_KINDS.get(get_origin(each) or each, getattr(each, "__name__", str(each))) for each in choices(kind))
+    return " or ".join(names)
+
+
+def listed(words: Sequence[str]) -> str:
+    """Join words: "a, b or c"."""
+    return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
+
+
+def nearest(kind: Any, value: Any) -> str:
+    """Suggest the word of an option that is similar to a value, as the end of a message; empty if there is none."""
+    words = _literals(kind)
+    starts = [word for word in words if value and word.startswith(str(value))]
+    near = starts or get_close_matches(str(value), words, n=1)
+    return f". Did you mean {near[0]}?" if near else ""
+
+
+def _literals(kind: Any) -> list[str]:
+    return [str(word) for each in choices(kind) for word in _words_of(each)]
+
+
+def _words_of(kind: Any) -> tuple[Any, ...]:
+    """Return the words of a tuple, a `Literal` or an enumeration; empty for other types."""
+    if isinstance(kind, tuple):
+        return kind
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return tuple(each.value for each in kind)
+    return get_args(kind) if get_origin(kind) is Literal else ()
 
 
 def refuse_unread(options: Any, choice: str, where: str, prefix: str = "") -> None:
@@ -108,7 +227,7 @@ def refuse_unread(options: Any, choice: str, where: str, prefix: str = "") -> No
 
 def _unread(options: Any, choice: str, prefix: str) -> Iterator[str]:
     for each in fields(options):
-        value, only = getattr(options, each.name), each.metadata.get(_RULE, _Rule()).only
+        value, only = getattr(options, each.name), each.metadata.get(_RULE, Rule()).only
         if is_dataclass(value):
             yield from _unread(value, choice, f"{prefix}{each.name}.")
         elif only is not None and choice not in only and value != each.default:

@@ -160,6 +160,8 @@ def test_a_command_is_one_that_its_parser_and_its_options_accept(
     module = command_module(command)
     parser: ArgumentParser = module.parser()
     args = parser.parse_args([PLACEHOLDERS.get(word, word) for word in arguments])
+    if command == "judge":
+        args.data = args.data[0]  # the command reads a second file as `against`
     options_of(getattr(module, OPTIONS[command]), parser, args)
 
 

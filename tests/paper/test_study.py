@@ -630,8 +630,8 @@ def test_costs_are_counts_of_products(tiny_world: Path, tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"parts": ["table9"]}, "table9 is none of table2"),
-        ({"hours": 0}, "hours must be more than 0"),
-        ({"learning_rates": [0.0]}, "learning_rates must be more than 0"),
+        ({"hours": 0}, "hours must be above 0"),
+        ({"learning_rates": [0.0]}, "learning_rates must be above 0"),
         ({"learning_rates": [1e-4, 1e-3], "rate_seeds": 0}, "rate_seeds must be at least 1"),
         ({"learning_rates": [1e-4], "rate_seeds": 2}, "two learning_rates or more"),
     ],

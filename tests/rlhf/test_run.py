@@ -635,7 +635,7 @@ def test_what_can_not_be_written_is_an_error_and_nothing_is_half_there(
     ("values", "message"),
     [
         ({"steps": 0}, "steps must be at least 1"),
-        ({"algorithm": "dpo"}, "algorithm must be one of"),
+        ({"algorithm": "dpo"}, "algorithm must be ppo, grpo or rloo"),
         ({"algorithm": "grpo", "ppo": PpoOptions(epochs=2)}, "ppo.epochs has no effect with --algorithm grpo"),
         ({"algorithm": "rloo", "gold": "world/helpful"}, "gold has no effect"),
         ({"algorithm": "rloo", "batch_size": 6}, "group.generations"),

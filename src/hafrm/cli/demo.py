@@ -14,10 +14,10 @@ from rich.markup import escape
 
 from hafrm.cli.options import options_of, parser_of
 from hafrm.data import DataOptions
-from hafrm.errors import ConfigError
 from hafrm.evaluation.options import EvaluateConfig
 from hafrm.models.options import Method
 from hafrm.models.runinfo import RunInfo
+from hafrm.options import check, option
 from hafrm.progress import ProgressLine, time_left
 from hafrm.training.config import TrainConfig
 
@@ -48,17 +48,14 @@ class DemoConfig:
     out: str = "demo"
     """The folder for runs, scores and the page."""
 
-    steps: int = 120
+    steps: int = option(120, least=1)
     """Training steps of each method, with 16 pairs per step."""
 
-    seed: int = 0
+    seed: int = option(0, least=0, below=2**32)
     """Seed of the training runs."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ConfigError(f"steps must be at least 1, got {self.steps}")
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"seed must be from 0 to 2^32 - 1, as numpy's seeds are, got {self.seed}")
+        check(self)
 
 
 parser = parser_of(DemoConfig)

@@ -15,24 +15,15 @@ from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, get_loader, set_loader
 
 from hafrm.errors import ConfigError
+from hafrm.options import choices, described, listed, nearest
 
 _BOOLEANS = ("true", "false", "yes", "no", "on", "off", "1", "0")
-
-_KINDS = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "a text",
-    dict: "a mapping",
-    list: "a list",
-}
 
 _VALUE = re.compile(r'Parser key "(?P<key>[\w.]+)"(?: element \d+)?:.*(?:Got|Given) value: (?P<value>.*)', re.DOTALL)
 _UNEXPECTED = re.compile(r"(?:does not accept option|Option|[Kk]ey) '(?P<key>[\w.-]+)'")
@@ -122,7 +113,7 @@ class Parser(ArgumentParser):
         """Return whether an option has no value: a boolean, or a field of an open mapping before the next option."""
         action = self._option_string_actions.get(name)
         if action is not None:
-            is_boolean = bool in _choices(getattr(action, "_typehint", None))
+            is_boolean = bool in choices(getattr(action, "_typehint", None))
             is_alone = following is None or following.startswith("--") or self._has_positionals()
             return is_boolean and is_alone and (following or "--").lower() not in _BOOLEANS
         return name not in self.names() and (following is None or following.startswith("--"))
@@ -134,7 +125,7 @@ class Parser(ArgumentParser):
             if name.startswith("--") and action.help != argparse.SUPPRESS and ".help" not in name:
                 kind = getattr(action, "_typehint", None)
                 found[name] = kind
-                for each in filter(is_dataclass, _choices(kind)):
+                for each in filter(is_dataclass, choices(kind)):
                     found |= _nested(each, name)
         return found
 
@@ -187,7 +178,7 @@ class Parser(ArgumentParser):
             kinds = self.names() | {action.dest: str for action in self._actions if not action.option_strings}
             name = key if key in kinds else f"--{key}"
             if (kind := kinds.get(name)) is not None:
-                return f"{name} must be {_described(kind)}, got {value}{_nearest(kind, value)}"
+                return f"{name} must be {described(kind)}, got {value}{nearest(kind, value)}"
         if unexpected := _UNEXPECTED.search(message):
             key = unexpected["key"]
             return f"--config has {key}, which is not an option.{self._suggestion(key)}".rstrip(".")
@@ -201,7 +192,7 @@ class Parser(ArgumentParser):
             return f"there is no option {name}.{self._suggestion(name.lstrip('-'))}".rstrip(".")
         if choice := _CHOICE.search(message):
             words = re.findall(r"'([^']*)'", choice["known"])
-            return f"{choice['name']} must be {_listed(words)}, got {choice['given']}"
+            return f"{choice['name']} must be {listed(words)}, got {choice['given']}"
         if missing := re.search(r"File does not exist: '(.*)'", message):
             return f"--config {missing[1]}: no such file"
         if "Unexpected config:" in message:
@@ -237,18 +228,12 @@ def _nested(kind: Any, name: str) -> dict[str, Any]:
     return {f"{name}.{each.name}": hints[each.name] for each in fields(kind)}
 
 
-def _choices(kind: Any) -> tuple[Any, ...]:
-    """Return the members of a union without None, or the type itself."""
-    members = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-    return tuple(each for each in members if each is not type(None))
-
-
 def _has_list(action: argparse.Action) -> bool:
-    return any(get_origin(kind) is list for kind in _choices(getattr(action, "_typehint", None)))
+    return any(get_origin(kind) is list for kind in choices(getattr(action, "_typehint", None)))
 
 
 def _is_open(kind: Any) -> bool:
-    return any(get_origin(each) is dict or each is dict for each in _choices(kind))
+    return any(get_origin(each) is dict or each is dict for each in choices(kind))
 
 
 def _written_list(items: Sequence[str]) -> str:
@@ -256,24 +241,3 @@ def _written_list(items: Sequence[str]) -> str:
     if len(items) == 1 and items[0].lstrip().startswith("["):
         return items[0]
     return f"[{', '.join(each.strip(' ,') for each in items)}]"
-
-
-def _literals(kind: Any) -> list[str]:
-    return [str(word) for each in _choices(kind) if get_origin(each) is Literal for word in get_args(each)]
-
-
-def _described(kind: Any) -> str:
-    """Describe an option's values: its words, or "a number"."""
-    if words := _literals(kind):
-        return _listed(words)
-    names = (_KINDS.get(get_origin(each) or each, getattr(each, "__name__", str(each))) for each in _choices(kind))
-    return " or ".join(names)
-
-
-def _listed(words: Sequence[str]) -> str:
-    return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
-
-
-def _nearest(kind: Any, value: str) -> str:
-    near = get_close_matches(value, _literals(kind), n=1)
-    return f". Did you mean {near[0]}?" if near else ""

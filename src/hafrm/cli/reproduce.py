@@ -17,6 +17,7 @@ from hafrm.cli.options import command_parser, options_of
 from hafrm.cli.parser import Parser
 from hafrm.errors import ConfigError
 from hafrm.judging.options import JudgeOptions
+from hafrm.options import check, limits
 from hafrm.paper.experiments import EXPERIMENTS
 from hafrm.paper.numbers import SETS
 from hafrm.paper.presets import paper_scale, small_scale, world_scale
@@ -53,7 +54,7 @@ class ReproduceConfig:
     out: str = "reproduction"
     """The root folder for runs, evaluations and results; experiments in the same folder share their runs."""
 
-    seeds: list[int] = field(default_factory=lambda: [0], metadata=_TRAINED)
+    seeds: list[int] = field(default_factory=lambda: [0], metadata=_TRAINED | limits(least=0, below=2**32))
     """Seeds of the training runs."""
 
     backbones: list[str] = field(default_factory=list)
@@ -93,7 +94,7 @@ class ReproduceConfig:
     steps: int | None = field(default=None, metadata=_TRAINED)
     """Training steps of each run, in place of the scale's (world 240, small 600, paper 3200)."""
 
-    ppo_steps: int | None = field(default=None, metadata={"experiments": _POLICIES})
+    ppo_steps: int | None = field(default=None, metadata={"experiments": _POLICIES} | limits(least=1))
     """figure5, ppo, dense, bounds: steps of PPO, in place of the scale's (world 90, small 200, paper 6250)."""
 
     learning_rate: float | None = field(default=None, metadata=_TRAINED)
@@ -114,10 +115,10 @@ class ReproduceConfig:
     test_pairs: int | None = field(default=None, metadata=_SMALL)
     """small: maximum test pairs of a set. Default: all."""
 
-    learning_rates: list[float] = field(default_factory=list, metadata=_STUDY)
+    learning_rates: list[float] = field(default_factory=list, metadata=_STUDY | limits(above=0))
     """study: the learning rates to try for each method."""
 
-    rate_seeds: int = field(default=1, metadata=_STUDY)
+    rate_seeds: int = field(default=1, metadata=_STUDY | limits(least=1))
     """study: how many seeds to choose the learning rates with (the first ones); use more if rates are close."""
 
     rate_sets: list[str] = field(default_factory=list, metadata=_STUDY)
@@ -128,7 +129,7 @@ class ReproduceConfig:
     Default: all, in this order.
     """
 
-    hours: float | None = field(default=None, metadata=_STUDY)
+    hours: float | None = field(default=None, metadata=_STUDY | limits(above=0))
     """study: time limit; runs that would end later are not started, and the same command continues with them."""
 
     keep: str | None = field(default=None, metadata=_STUDY)
@@ -152,6 +153,7 @@ class ReproduceConfig:
     """Show the runs, the equivalent commands and what already exists, and run nothing."""
 
     def __post_init__(self) -> None:
+        check(self)
         if self.name not in EXPERIMENTS:
             known = "; ".join(f"{name} ({each.summary})" for name, each in EXPERIMENTS.items())
             raise ConfigError(f"name: {self.name!r} is not an experiment. There are {known}.")
@@ -175,16 +177,8 @@ class ReproduceConfig:
         return ""
 
     def _check_values(self) -> None:
-        """Raise if a value is out of range, unknown, or given twice."""
+        """Raise if a value is out of the scale's range, unknown, or given twice."""
         self.overrides()
-        if any(not 0 <= seed < 2**32 for seed in self.seeds):
-            raise ConfigError(f"seeds must be from 0 to 2^32 - 1, got {', '.join(map(str, self.seeds))}")
-        if any(rate <= 0 for rate in self.learning_rates):
-            raise ConfigError(f"learning_rates must be more than 0, got {', '.join(map(str, self.learning_rates))}")
-        if self.hours is not None and self.hours <= 0:
-            raise ConfigError(f"hours must be more than 0, got {self.hours:g}")
-        if self.ppo_steps is not None and self.ppo_steps < 1:
-            raise ConfigError(f"ppo_steps must be at least 1, got {self.ppo_steps}")
         self._known_parts()
         if not re.fullmatch(rf"{MAIN_PAGE}(-[a-z0-9]+)*", self.page):
             raise ConfigError(f"page: {self.page!r} is neither {MAIN_PAGE} nor {MAIN_PAGE}- and lower-case words.")
@@ -210,8 +204,8 @@ class ReproduceConfig:
                 raise ConfigError(f"{name}: {self.name} uses only one: give a single value.")
         if self.learning_rate is not None and self.learning_rates:
             raise ConfigError("learning_rate has no effect with learning_rates: leave one out.")
-        if self.rate_seeds < 1 or (self.rate_seeds > 1 and len(self.learning_rates) < 2):
-            raise ConfigError("rate_seeds must be at least 1, and needs two learning_rates or more.")
+        if self.rate_seeds > 1 and len(self.learning_rates) < 2:
+            raise ConfigError("rate_seeds needs two learning_rates or more.")
         if self.rate_seeds > max(1, len(self.seeds)):
             raise ConfigError(f"rate_seeds is {self.rate_seeds}, of {len(self.seeds)} seeds.")
         if unknown := [name for name in self.rate_sets if name not in (self.sets or SETS)]:

@@ -40,12 +40,12 @@ class ReadOptions:
     """
 
     def __post_init__(self) -> None:
+        check(self, "data_options.")
         _ = self.renamed
         if self.columns and self.mapping:
             raise ConfigError("data_options.columns has no effect with data_options.mapping: rename in the function.")
         if self.mapping is not None and not all(self.mapping.rpartition(":")):
             raise ConfigError(f"data_options.mapping must be module:function or file.py:function, got {self.mapping!r}")
-        check(self, "data_options.")
 
     @property
     def renamed(self) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 from hafrm import atomic
 from hafrm.data import ReadOptions, data_names_of
@@ -12,7 +12,7 @@ from hafrm.data.rowfiles import has_known_suffix
 from hafrm.errors import ConfigError
 from hafrm.models.options import ScoreOptions, ScorerChoice, require_server_options
 from hafrm.models.remote import endpoint_of, is_server
-from hafrm.options import check, option
+from hafrm.options import option
 
 Probe = Literal[
     "length", "list", "bold", "flattery", "self-praise", "refusal", "contractions", "line break", "sycophancy"
@@ -65,7 +65,6 @@ class EvaluateConfig(ScorerChoice):
             endpoint_of(model)  # check the URL before the model's name, which may contain a password, is in any message
             if all(map(is_server, self.models)):  # otherwise the options apply to the other models
                 require_server_options(model, self, self.score)
-        check(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,13 +99,10 @@ class ProbeConfig(ScorerChoice):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self)
         object.__setattr__(self, "data", data_names_of(self.data))
         for name in self.needed:
             if not getattr(self, name):
                 raise ConfigError(f"{name}: give at least one.")
-        if unknown := [name for name in self.probes if name not in get_args(Probe)]:
-            raise ConfigError(f"probes: {', '.join(unknown)} is not one of {', '.join(get_args(Probe))}.")
         for model in filter(is_server, self.models):
             require_server_options(model, self, self.score)
 
@@ -142,11 +138,11 @@ class ScoreConfig(ScorerChoice):
     score: ScoreOptions = field(default_factory=ScoreOptions)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         names = data_names_of(self.data)
         if len(names) != 1:
             raise ConfigError(f"data: give one file, one folder or one list of rows, got {len(names)}.")
         object.__setattr__(self, "data", names[0])
+        super().__post_init__()
         if is_server(self.model):
             require_server_options(self.model, self, self.score)
         if self.out is not None and (atomic.resolved(Path(self.out)).is_dir() or _is_of_other_format(self.out)):

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, Generic, Union, get_args, get_origin, get_type_hints
+from typing import Any, Generic
 
 from hafrm import atomic
 from hafrm.data import OnBadRow
 from hafrm.errors import BadRowReason, DataError
 from hafrm.evaluation import scoring
 from hafrm.evaluation.scoring import Kind, RawScore, read_raw_scores, write_scores
+from hafrm.options import problem, types_of
 from hafrm.store import LineFile, changed_names, read_json
 
 PARTS_FOLDER = "parts"
@@ -127,20 +126,9 @@ class Part(Generic[Kind]):
 def _possible(score: RawScore) -> bool:
     """Return whether all fields have their types, numbers are finite, and only unscored responses lack a reward."""
     fields = asdict(score)  # type: ignore[call-overload]
-    hints = get_type_hints(type(score))
-    if not all(_is_a(value, hints[name]) for name, value in fields.items()):
+    kinds = types_of(type(score))
+    if any(problem(value, kinds[name]) for name, value in fields.items()):
         return False
     rewards = [value for name, value in fields.items() if name.startswith("reward")]
     flat = [reward for each in rewards for reward in (each if isinstance(each, list) else [each])]
     return (None in flat) == bool(score.unscored)
-
-
-def _is_a(value: Any, kind: Any) -> bool:
-    """Return whether a value read from JSON has a type: floats are finite, and bools are not numbers."""
-    if get_origin(kind) is list:
-        return isinstance(value, list) and all(_is_a(each, get_args(kind)[0]) for each in value)
-    if get_origin(kind) in (Union, UnionType):
-        return any(_is_a(value, each) for each in get_args(kind))
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    return type(value) is kind

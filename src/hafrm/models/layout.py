@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from hafrm.encoding import TokenGroup
-from hafrm.errors import ConfigError, ModelError, first_line
+from hafrm.errors import ModelError, first_line
 from hafrm.models.attention import PACKED_ATTENTION
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.modules import evaluating
@@ -66,11 +66,8 @@ def choose_layout(
         report: Called with the reason if the probe decides on padding.
 
     Raises:
-        ConfigError: the choice is unknown.
         ModelError: the model supports neither packed nor padded rows.
     """
-    if choice not in ("auto", "padded"):
-        raise ConfigError(f"layout must be `auto` or `padded`, got {choice!r}")
     packed = False
     if choice == "auto":
         reason = None if model.supports_packing else probe_packing(model, max_length=max_length)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from hafrm.encoding import Overlong
 from hafrm.errors import ConfigError, ModelError, first_line
@@ -136,9 +136,6 @@ class ScoreOptions:
 
     def __post_init__(self) -> None:
         check(self, "score.")
-        for name, words in (("overlong", get_args(Overlong)), ("special_tokens", get_args(SpecialTokenRule))):
-            if getattr(self, name) not in (None, *words):
-                raise ConfigError(f"score.{name} must be {' or '.join(words)}, got {getattr(self, name)!r}")
 
     def as_in_training(self) -> ScoreOptions:
         """Return these options with special tokens encoded as in training, unless set otherwise."""
@@ -224,6 +221,7 @@ class ScorerChoice:
     """
 
     def __post_init__(self) -> None:
+        check(self)
         if self.combined_weight is not None and self.head != "combined":
             raise ConfigError("combined_weight only affects the combined score: add --head combined.")
         if self.reference is not None and self.head == "reward":
@@ -277,3 +275,6 @@ class ExportConfig:
     """Run Python code that comes with the model. Such code can do anything that you can: leave this off unless you
     trust it.
     """
+
+    def __post_init__(self) -> None:
+        check(self)

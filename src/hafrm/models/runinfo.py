@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from hafrm import atomic
 from hafrm.encoding import Overlong
@@ -29,6 +28,7 @@ from hafrm.models.checksums import (
     weight_files,
 )
 from hafrm.models.options import Head, LoraOptions, Method
+from hafrm.options import Rule, problem, types_of
 from hafrm.store import read_json
 
 RUN_FILE = "hafrm.json"
@@ -155,12 +155,11 @@ def _problem(values: Any) -> str:
             return f"`{name}` is missing"
         if name not in known and name != "format":
             return f"`{name}` is not a field that this version of hafrm knows"
-        fits, words = _CHECKS.get(name, (lambda value: True, ""))
-        if not fits(values[name]):
-            return f"`{name}` must be {words}, got {values[name]!r:.80}"
+        if wrong := _wrong(name, values[name]):
+            return f"`{name}` {wrong}"
     for name in ("sha256", "training_sha256"):
-        if problem := list_problem(values[name]):
-            return f"`{name}` {problem}"
+        if wrong := list_problem(values[name]):
+            return f"`{name}` {wrong}"
     if not values["reward_weight"] and not values["policy_ratio"]:
         return "`reward_weight` and `policy_ratio` are both 0, so no head was trained"
     untrained = {"baseline": "policy_ratio", "dpo": "reward_weight"}.get(values["method"])
@@ -169,57 +168,43 @@ def _problem(values: Any) -> str:
     return ""
 
 
-def _number(value: Any, least: float = -math.inf) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and abs(value) < 1e300 and value >= least
+def _wrong(name: str, value: Any) -> str:
+    """Return, as a clause, what is wrong with the value of a field; empty if it is valid."""
+    if wrong := problem(value, types_of(RunInfo).get(name, Any), _LIMITS.get(name)):
+        return wrong
+    form, words = _FORMS.get(name, ("(?s).*", ""))
+    if isinstance(value, str) and not re.fullmatch(form, value):
+        return f"must be {words}, got {value!r:.80}"
+    if name == "lora" and not (value is None or _are_adapters(value)):
+        return f"must be null or the options of adapters, got {value!r:.80}"
+    if name == "policy_loss":
+        try:
+            loss_terms(value)
+        except ValueError as error:
+            return str(error)
+    return ""
 
 
-def _text(value: Any, pattern: str = r"(?s).+") -> bool:
-    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
-
-
-def _one_of(*choices: str) -> tuple[Callable[[Any], bool], str]:
-    return lambda value: isinstance(value, str) and value in choices, f"one of {', '.join(choices)}"
-
-
-def _policy_loss(value: Any) -> bool:
+def _are_adapters(value: dict[str, Any]) -> bool:
     try:
-        return isinstance(value, str) and bool(loss_terms(value))
-    except ValueError:
+        return LoraOptions(**value).enabled
+    except (TypeError, ConfigError):
         return False
 
 
-def _lora(value: Any) -> bool:
-    types: dict[str, Any] = {"rank": int, "alpha": int, "dropout": (int, float), "targets": list, "quantize": str}
-    try:
-        typed = value is None or all(isinstance(each, types[name]) for name, each in value.items())
-        return typed and (value is None or LoraOptions(**value).enabled)
-    except (AttributeError, KeyError, ConfigError):
-        return False
-
-
-_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "method": _one_of(*get_args(Method)),
-    "base_model": (_text, "a folder or a hub id"),
-    "reward_weight": (lambda value: _number(value, 0), "a number of at least 0"),
-    "policy_ratio": (_number, "a finite number"),
-    "policy_loss": (_policy_loss, "a policy loss"),
-    "beta": (lambda value: _number(value) and value > 0, "a number above 0"),
-    "max_length": (lambda value: type(value) is int and 0 < value < 2**31, "a whole number of tokens above 0"),
-    "overlong": _one_of(*get_args(Overlong)),
-    "pad_token": (_text, "a token"),
-    "scored_position": _one_of("last_token"),
-    "reward_loss": (lambda value: _text(value, r"[A-Za-z_]\w*"), "the name of a reward loss"),
-    "heads": (lambda value: type(value) is int and 0 < value < 2**31, "a whole number above 0"),
-    "base_digest": (lambda value: _text(value, "[0-9a-f]*"), "hexadecimal digits"),
-    "dtype": _one_of("float32", "float64", "bfloat16", "float16"),
-    "lora": (_lora, "null or the options of adapters (rank, alpha, dropout, targets, quantize)"),
-    "combined_weight": (lambda value: value is None or _number(value, 0), "null or a number of at least 0"),
-    "versions": (
-        lambda value: isinstance(value, dict) and all(map(_text, value.values())),
-        "the versions of programs by their names",
-    ),
+_LIMITS = {
+    **dict.fromkeys(("reward_weight", "combined_weight"), Rule(least=0)),
+    **dict.fromkeys(("max_length", "heads"), Rule(least=1, below=2**31)),
+    "beta": Rule(above=0),
 }
+_FORMS = {
+    "base_model": ("(?s).+", "a folder or a hub id"),
+    "pad_token": ("(?s).+", "a token"),
+    "reward_loss": (r"[A-Za-z_]\w*", "the name of a reward loss"),
+    "base_digest": ("[0-9a-f]*", "hexadecimal digits"),
+    "dtype": ("float32|float64|bfloat16|float16", "float32, float64, bfloat16 or float16"),
+}
+"""Forms of texts, as regular expressions and in words."""
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

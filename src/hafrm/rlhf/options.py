@@ -233,7 +233,6 @@ class RlhfConfig(ScorerChoice):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self)
         if not self.data:
             raise ConfigError("data: name at least one file or data set of prompts.")
         for name, why in self._broken():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hafrm.errors import ConfigError
 from hafrm.models.options import ScoreOptions, ScorerChoice
-from hafrm.options import check, option
+from hafrm.options import option
 
 MAX_ITEMS = 2**14
 """Maximum length of any list in a request; `max_conversations` is the lower limit for conversations."""
@@ -70,7 +70,6 @@ class ServeConfig(ScorerChoice):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self)
         _ = self.sources
 
     @property

@@ -77,7 +77,7 @@ class TrainConfig:
     best_by: Literal["accuracy", "margin", "chosen_reward"] = "accuracy"
     """Metric on the validation pairs that selects the best checkpoint. The paper says "the highest reward"."""
 
-    early_stopping: int = 0
+    early_stopping: int = option(0, least=0)
     """Stop after this many evaluations without improvement; 0 never stops. The paper uses it with HAF (Appendix B)."""
 
     head_init: HeadInit = "auto"
@@ -112,10 +112,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("data", "eval_data"):
             object.__setattr__(self, name, data_names_of(getattr(self, name)))
+        check(self)
         if not self.data:
             raise ConfigError("data: name at least one file or data set to train on.")
-        if self.early_stopping < 0:
-            raise ConfigError(f"early_stopping must be 0 or more, got {self.early_stopping}")
         if self.resolved_loss.reward_loss == PLACKETT_LUCE and self.data_options.batch_by != "prompt":
             raise ConfigError(
                 "loss.reward_loss: plackett_luce compares all responses to a prompt: set data_options.batch_by prompt."

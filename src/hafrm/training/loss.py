@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -18,6 +17,7 @@ from hafrm.losses import (
     uses_reference,
 )
 from hafrm.models.options import Method
+from hafrm.options import check, option, problem
 
 _FIXED_LOSSES: dict[Method, dict[str, float | str]] = {
     "haf": {},
@@ -42,18 +42,18 @@ _OF_POLICY_LOSSES = (
 class LossConfig:
     """Losses that train the shared backbone, and their weights."""
 
-    reward_weight: float = 1.0
+    reward_weight: float = option(1.0, least=0)
     """Weight of the reward loss."""
 
     policy_ratio: float = 0.2
     """Weight of the policy loss: the paper's alpha (Eq. 5). 0 trains only the reward head; may be negative."""
 
-    reward_loss: RewardLossName = "bradley_terry"
+    reward_loss: RewardLossName | str = "bradley_terry"
     """Loss on reward differences. Bradley-Terry is Eq. 2; probit and Cauchy assume other noise distributions.
     Plackett-Luce is the likelihood of whole rankings instead of their pairs (needs `data_options.batch_by: prompt`).
     """
 
-    heads: int = 1
+    heads: int = option(1, least=1)
     """Number of reward heads on the backbone. The reward is their mean; their spread is its standard error
     (`score.pessimism`).
     """
@@ -70,19 +70,19 @@ class LossConfig:
     such as `dpo+0.2*sft`.
     """
 
-    beta: float = 0.1
+    beta: float = option(0.1, above=0)
     """Sharpness of the policy loss: the paper's tau (section 2.2)."""
 
-    label_smoothing: float = 0.0
+    label_smoothing: float = option(0.0, least=0, below=0.5)
     """Label smoothing of the reward loss: assumed fraction of mislabeled pairs."""
 
-    policy_label_smoothing: float = 0.0
+    policy_label_smoothing: float = option(0.0, least=0, below=0.5)
     """Label smoothing of the policy loss (conservative DPO): assumed fraction of mislabeled pairs."""
 
-    target_margin: float = 0.5
+    target_margin: float = option(0.5, least=0)
     """Target margin of SimPO; other losses don't use it."""
 
-    centering: float = 0.0
+    centering: float = option(0.0, least=0)
     """Weight of the penalty (r_chosen + r_rejected)^2, which keeps rewards near zero."""
 
     length_control: bool = False
@@ -92,7 +92,7 @@ class LossConfig:
     this effect is removed too.
     """
 
-    consistency_weight: float = 0.0
+    consistency_weight: float = option(0.0, least=0)
     """Weight of the consistency loss (ICRM, arXiv:2506.09096; .1 there), which keeps the rewards of neighbouring
     prefixes of a response close where the policy head finds the token between them likely.
     """
@@ -101,26 +101,16 @@ class LossConfig:
     """Source of the reference log-probs; `auto` computes them once before training and keeps them on disk."""
 
     def __post_init__(self) -> None:
-        for name in ("reward_weight", "policy_ratio", "centering", "consistency_weight"):
-            if not math.isfinite(getattr(self, name)):
-                raise ConfigError(f"loss.{name} must be a finite number, got {getattr(self, name)}")
-        if self.heads < 1:
-            raise ConfigError(f"loss.heads must be 1 or more, got {self.heads}")
+        check(self, "loss.")
         if self.heads_from == "laplace" and (self.heads % 2 or self.reward_loss != "bradley_terry"):
             raise ConfigError(
                 "loss.heads_from laplace draws an even number of heads around one trained by bradley_terry: set "
                 f"loss.heads, such as 64; got {self.heads} and reward_loss {self.reward_loss}."
             )
-        for name in ("reward_weight", "centering", "consistency_weight"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"loss.{name} must be 0 or more, got {getattr(self, name)}")
-        for name in ("label_smoothing", "policy_label_smoothing"):
-            if not 0 <= getattr(self, name) < 0.5:
-                raise ConfigError(f"loss.{name} must be in [0, 0.5), got {getattr(self, name)}")
         if self.reward_weight == 0 and self.policy_ratio == 0:
             raise ConfigError("loss.reward_weight and loss.policy_ratio are both 0, so nothing would be trained.")
-        if self.reward_loss not in (known := (*REWARD_LOSSES, PLACKETT_LUCE)):
-            raise ConfigError(f"loss.reward_loss must be one of {', '.join(known)}, got {self.reward_loss!r}")
+        if wrong := problem(self.reward_loss, (*REWARD_LOSSES, PLACKETT_LUCE)):  # includes registered losses
+            raise ConfigError(f"loss.reward_loss {wrong}")
         if self.length_control and self.reward_loss not in ("bradley_terry", PLACKETT_LUCE):
             raise ConfigError(
                 f"loss.length_control adds log-odds, which {self.reward_loss} does not use: use bradley_terry or "
@@ -135,10 +125,6 @@ class LossConfig:
                 "loss.policy_loss exo_pair needs loss.policy_label_smoothing above 0, such as 0.001: its loss is "
                 "infinite for labels that are certain."
             )
-        try:
-            _ = self.policy_options
-        except ValueError as error:
-            raise ConfigError(f"loss.{error}") from error
         for name, reader in self._unread():
             if getattr(self, name) != self.__dataclass_fields__[name].default:
                 raise ConfigError(f"loss.{name} has no effect {reader}: leave it out.")
@@ -167,8 +153,8 @@ class LossConfig:
                 yield name, "without a policy loss (loss.policy_ratio is 0, as under --method baseline)"
             return
         read = options_read(self.policy_loss)  # beta scales the implicit reward of every policy loss
-        for name, option in (("policy_label_smoothing", "label_smoothing"), ("target_margin", "target_margin")):
-            if option not in read:
+        for name, argument in (("policy_label_smoothing", "label_smoothing"), ("target_margin", "target_margin")):
+            if argument not in read:
                 yield name, f"on {self.policy_loss}"
         if not uses_reference(self.policy_loss):
             yield "reference", f"on {self.policy_loss}, which has no reference"

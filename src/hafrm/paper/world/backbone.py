@@ -29,7 +29,7 @@ from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError
 from hafrm.models.runinfo import versions
 from hafrm.numerics import cpu_tuned
-from hafrm.options import check, option
+from hafrm.options import option
 from hafrm.pairs import Conversation, Message
 from hafrm.paper.world.conduct import FAMILIES
 from hafrm.paper.world.oracle import PROFILES
@@ -118,10 +118,10 @@ Progress = Callable[[BackboneKind, int, int, float], None]
 class BackboneRecipe(LlamaShape):
     """How to make a backbone; the defaults take about two minutes on two cores."""
 
-    hidden: int = 128
-    intermediate: int = 384
-    vocabulary: int = 1536
-    context: int = 256
+    hidden: int = option(128, least=1)
+    intermediate: int = option(384, least=1)
+    vocabulary: int = option(1536, least=300)
+    context: int = option(256, least=1)
     base_steps: int = option(640, least=1)
     """Steps on plain prose."""
     instruct_steps: int = option(400, least=1)
@@ -132,10 +132,6 @@ class BackboneRecipe(LlamaShape):
     validation_blocks: int = option(32, least=1)
     seed: int = 0
     """Seed of the weights and of the text."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self)
 
 
 def world_backbone(

@@ -84,6 +84,8 @@ def test_a_dictionary_trains_evaluates_scores_and_exports(base: Path, rows: list
         ({"loss": {"betta": 1}}, "--loss.beta"),
         ({"lora": {"rank": "many"}}, "lora.rank must be a whole number, got many"),
         ({"training": {"max_stps": 1}}, "max_steps"),
+        ({"training": {"eval_steps": "abc"}}, r"training\.eval_steps must be a number, got 'abc'"),
+        ({"training": {"data_seed": "abc"}}, r"training\.data_seed must be a whole number, got 'abc'"),
         ({"model": "/nowhere/at/all"}, "no such folder"),
         ({"data": "nothing.jsonl"}, "no such file"),
     ],
@@ -93,6 +95,7 @@ def test_a_mistake_in_a_dictionary_is_the_command_lines_error(
 ) -> None:
     with pytest.raises(HafrmError, match=expected):
         hafrm.train({"model": str(base), "data": rows, "out": str(tmp_path / "run"), **options})
+    assert not (tmp_path / "run").exists()
 
 
 def test_groups_may_be_dataclasses_and_other_types_are_refused(base: Path, rows: list[Any], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import TrainingArguments
+from transformers import TrainerState, TrainingArguments
 
 from hafrm.cli.train import parser
 from hafrm.data import DataOptions
@@ -135,6 +135,64 @@ def test_policy_and_reference_run_in_one_precision(
 def test_numbers_that_train_nothing_are_refused(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=rf"training\.{name} must be"):
         config(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("eval_steps", "abc"),
+        ("data_seed", "abc"),
+        ("data_seed", 1.5),
+        ("seed", True),
+        ("bf16", 1),
+        ("tf32", "yes"),
+        ("learning_rate", "fast"),
+        ("warmup_steps", 1.5),
+        ("max_steps", 2.5),
+        ("save_total_limit", "x"),
+        ("optim_args", 3),
+        ("report_to", 3),
+        ("report_to", ["none", 3]),
+        ("lr_scheduler_kwargs", "x"),
+        ("lr_scheduler_type", 3),
+        ("eval_strategy", True),
+        ("debug", ["x"]),
+    ],
+)
+def test_values_of_other_types_are_refused_before_anything_is_read(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"training\.{name} must be"):
+        config(**{name: value})
+
+
+def test_a_value_of_another_type_is_refused_in_every_field() -> None:
+    for name in TrainingArguments.__dataclass_fields__:
+        with pytest.raises(ConfigError, match=rf"^training\.{name} "):
+            config(**{name: object()})
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.25, 0.3, 0.999])
+@pytest.mark.parametrize("length", [{"max_steps": 1}, {"max_steps": 37}, {"num_train_epochs": 2}], ids=str)
+def test_shares_of_the_steps_are_counted_as_transformers_counts_them(share: float, length: dict[str, float]) -> None:
+    shares = dict.fromkeys(("warmup_steps", "logging_steps", "eval_steps", "save_steps"), share)
+    args = training_arguments(config(**shares, **length), pairs=1000)
+    steps = total_steps(args.to_dict(), 1000)
+    theirs, state = TrainingArguments(output_dir="o", eval_strategy="steps", **shares), TrainerState()
+    state.compute_steps(theirs, steps)
+    assert args.warmup_steps == theirs.get_warmup_steps(steps)
+    assert (args.logging_steps, args.eval_steps, args.save_steps) == (
+        (state.logging_steps, state.eval_steps, state.save_steps)
+    )
+
+
+@pytest.mark.parametrize("steps", range(1, 60))
+def test_every_saved_share_is_an_evaluated_one(steps: int) -> None:
+    args = training_arguments(config(eval_steps=0.1, save_steps=0.3, max_steps=steps), pairs=1000)
+    assert args.save_steps == 3 * args.eval_steps
+
+
+def test_shares_and_numbers_of_steps_are_not_mixed() -> None:
+    with pytest.raises(ConfigError, match=r"training\.eval_steps is 0\.1 and training\.save_steps 100"):
+        config(eval_steps=0.1, save_steps=100)
 
 
 def test_a_logger_that_there_is_none_of_is_refused() -> None:

@@ -514,6 +514,31 @@ def test_a_run_stopped_after_its_last_step_takes_none_more(finished: TrainConfig
         assert torch.equal(tensor, weights[name]), name
 
 
+def test_shares_of_the_steps_are_numbers_of_steps(config: TrainConfig, tmp_path: Path) -> None:
+    """Also for a run that resumes."""
+    numbers = {"max_steps": 8, "warmup_steps": 2, "logging_steps": 2, "eval_steps": 2, "save_steps": 4}
+    shares = numbers | {"warmup_steps": 0.25, "logging_steps": 0.25, "eval_steps": 0.25, "save_steps": 0.5}
+    runs = [
+        replace(config, out=str(tmp_path / name), best_by="margin", training=config.training | each)
+        for name, each in (("numbers", numbers), ("shares", shares))
+    ]
+    for run in runs:
+        train(run)
+    shutil.rmtree(tmp_path / "shares" / "checkpoint-8")
+    (tmp_path / "shares" / "model.safetensors").unlink()
+    train(stopped(runs[1]))
+    expected, found = (
+        [
+            load_file(folder / "model.safetensors"),
+            json.loads((folder / "manifest.json").read_text())["effective"],
+            [line.get("eval_loss") for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())],
+        ]
+        for folder in (tmp_path / "numbers", tmp_path / "shares")
+    )
+    assert found[1:] == expected[1:]
+    assert all(torch.equal(tensor, found[0][name]) for name, tensor in expected[0].items())
+
+
 def test_the_manifest_holds_what_the_options_came_to(finished: TrainConfig) -> None:
     effective = json.loads((Path(finished.out) / "manifest.json").read_text())["effective"]
     expected = {

@@ -11,13 +11,13 @@ import os
 from collections.abc import Mapping
 from difflib import get_close_matches
 from enum import Enum
-from typing import Any
+from functools import cache
+from typing import Any, get_type_hints
 
-from transformers import SchedulerType, TrainingArguments
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy
-from transformers.training_args import OptimizerNames
+from transformers import TrainingArguments
 
 from hafrm.errors import ConfigError
+from hafrm.options import Rule, choices, problem
 
 FIELDS = TrainingArguments.__dataclass_fields__
 
@@ -85,55 +85,48 @@ FREE_ON_RESUME = frozenset(
 )
 """Fields that may change when a run is resumed: they affect logging or saving, but no result."""
 
-_NOT_BELOW_ZERO = (
-    *("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "warmup_ratio"),
-    *("seed", "data_seed", "dataloader_num_workers"),
-)
-_SEEDS = ("seed", "data_seed")
-_WORDS: Mapping[str, type[Enum]] = {
-    "optim": OptimizerNames,
-    "lr_scheduler_type": SchedulerType,
-    "eval_strategy": IntervalStrategy,
-    "save_strategy": SaveStrategy,
-    "logging_strategy": IntervalStrategy,
+_SHARES = ("warmup_steps", "logging_steps", "eval_steps", "save_steps")
+"""Numbers of steps that may also be shares of the run's steps, below 1."""
+
+_LIMITS: Mapping[str, Rule] = {
+    **dict.fromkeys(("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps"), Rule(least=0)),
+    **dict.fromkeys(("adam_beta1", "adam_beta2"), Rule(least=0, below=1)),
+    **dict.fromkeys(("seed", "data_seed"), Rule(least=0, below=2**32)),  # as numpy's seeds are
+    **dict.fromkeys(("eval_steps", "save_steps", "num_train_epochs"), Rule(above=0)),
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), Rule(least=1)),
+    "gradient_accumulation_steps": Rule(least=1),
+    "dataloader_num_workers": Rule(least=0),
 }
-"""Fields with a fixed set of words, which transformers would check only after reading the data."""
+
+
+@cache
+def _kinds() -> Mapping[str, Any]:
+    """Return the types of the fields. Words and mappings could also be texts there, but are only checked later."""
+    found = get_type_hints(TrainingArguments)
+    for name, kind in found.items():
+        words = [each for each in choices(kind) if isinstance(each, type) and issubclass(each, Enum)]
+        found[name] = words[0] if words else dict | None if name.endswith("_kwargs") else kind
+    found["fsdp"] = bool | str | list[str] | None  # declared as a text, documented as `true`
+    return found
 
 
 def checked_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Validate and coerce the TrainingArguments fields that a user set.
+    """Validate the TrainingArguments fields that a user set.
 
     Raises:
         ConfigError: a field is unknown, has no effect or would break the run, or its value is of another type.
     """
-    for name, value in given.items():
+    # YAML parses a bare `no` as False
+    read = {name: "no" if name.endswith("_strategy") and value is False else value for name, value in given.items()}
+    for name, value in read.items():
         if name not in FIELDS:
             near = get_close_matches(name, FIELDS, n=3)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
             raise ConfigError(f"training.{name} is not a field of transformers' TrainingArguments.{hint}")
         _refuse_without_effect(name, value)
-    read = {name: _typed(name, value) for name, value in given.items()}
-    for name, value in read.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"training.{name} must be a finite number, got {value}")
-        if name in _SEEDS and isinstance(value, int) and value >= 2**32:
-            raise ConfigError(f"training.{name} must be less than 2^32, as numpy's seeds are, got {value}")
-        if name in _NOT_BELOW_ZERO and isinstance(value, int | float) and value < 0:
-            raise ConfigError(f"training.{name} must be at least 0, got {value}")
-        if name in ("adam_beta1", "adam_beta2") and not 0 <= value < 1:
-            raise ConfigError(f"training.{name} must be at least 0 and less than 1, got {value}")
-    if read.get("num_train_epochs", 1) <= 0:
-        raise ConfigError(f"training.num_train_epochs must be more than 0, got {read['num_train_epochs']}")
-    if (steps := read.get("max_steps", -1)) < 1 and steps != -1:
-        raise ConfigError(f"training.max_steps must be at least 1, or -1 for training.num_train_epochs; got {steps}")
-    for name in ("eval_steps", "save_steps"):
-        if (steps := read.get(name)) is not None and steps <= 0:
-            raise ConfigError(f"training.{name} must be more than 0, got {steps}")
-    if "num_train_epochs" in read and read.get("max_steps", -1) > 0:
-        raise ConfigError(
-            "training.num_train_epochs has no effect with training.max_steps: leave one out, or set "
-            "training.max_steps to -1."
-        )
+        if wrong := problem(value, _kinds()[name], _LIMITS.get(name)):
+            raise ConfigError(f"training.{name} {wrong}")
+    _check_steps(read)
     if read.get("train_sampling_strategy", "random") not in ("random", "sequential"):
         raise ConfigError(
             f"training.train_sampling_strategy: {read['train_sampling_strategy']} can't tell how long pairs are. Use "
@@ -148,23 +141,39 @@ def _refuse_without_effect(name: str, value: Any) -> None:
             raise ConfigError(f"training.{name} {reason}.")
 
 
-def _typed(name: str, value: Any) -> Any:
-    if name.endswith("_strategy") and value is False:  # YAML parses a bare `no` as False
-        return "no"
-    if name in _WORDS and value not in (words := [word.value for word in _WORDS[name]]):
-        near = [word for word in words if word.startswith(str(value))][:3] or get_close_matches(str(value), words, n=3)
-        hint = f"Did you mean {' or '.join(near)}?" if near else f"Choose one of {', '.join(words)}."
-        raise ConfigError(f"training.{name} can't be {value}. {hint}")
-    default = FIELDS[name].default
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if type(default) is bool and not isinstance(value, bool):
-        raise ConfigError(f"training.{name} must be true or false, got {value!r}")
-    wants = "a whole number" if type(default) is int else "a number" if type(default) is float else ""
-    if wants and not (number and (type(default) is float or isinstance(value, int))):
-        raise ConfigError(f"training.{name} must be {wants}, got {value!r}")
-    if (name.endswith("batch_size") or name == "gradient_accumulation_steps") and number and value < 1:
-        raise ConfigError(f"training.{name} must be at least 1, got {value}")
-    return value
+def _check_steps(given: Mapping[str, Any]) -> None:
+    """Raise if the numbers of steps don't go together."""
+    steps = given.get("max_steps", -1)
+    if steps < 1 and steps != -1:
+        raise ConfigError(f"training.max_steps must be at least 1, or -1 for training.num_train_epochs; got {steps}")
+    if "num_train_epochs" in given and steps > 0:
+        raise ConfigError(
+            "training.num_train_epochs has no effect with training.max_steps: leave one out, or set "
+            "training.max_steps to -1."
+        )
+    for name in _SHARES:
+        if (value := given.get(name) or 0) > 1 and value != int(value):
+            raise ConfigError(f"training.{name} must be a whole number, or a share of the steps below 1, got {value}")
+    evaluated, saved = given.get("eval_steps"), given.get("save_steps")
+    if evaluated and saved and (evaluated < 1) != (saved < 1):
+        raise ConfigError(
+            f"training.eval_steps is {evaluated} and training.save_steps {saved}: give both as numbers of steps, or "
+            "both as shares of the run's steps, below 1."
+        )
+
+
+def in_steps(values: Mapping[str, Any], total: int) -> dict[str, Any]:
+    """Return fields with shares of a run's `total` steps as numbers of steps, as transformers counts them.
+
+    Saving stays a multiple of evaluating if it is one in shares, so that the best checkpoint is on disk.
+    """
+    shares = {name: share for name in _SHARES if 0 < (share := values.get(name) or 0) < 1}
+    found = {name: math.ceil(share * total) for name, share in shares.items()}
+    if {"eval_steps", "save_steps"} <= shares.keys():
+        times = shares["save_steps"] / shares["eval_steps"]
+        if math.isclose(times, round(times)):
+            found["save_steps"] = found["eval_steps"] * round(times)
+    return {**values, **found}
 
 
 def launched_processes() -> int:

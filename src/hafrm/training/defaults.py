@@ -13,7 +13,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 
 from hafrm.errors import ConfigError
 from hafrm.numerics import is_bfloat16_fast
-from hafrm.training.arguments import launched_processes, pairs_per_step, total_steps
+from hafrm.training.arguments import in_steps, launched_processes, pairs_per_step, total_steps
 from hafrm.training.config import BEST_METRICS, TrainConfig
 
 _NEED_A_MODEL = ("galore", "apollo", "lomo", "adalomo")
@@ -48,8 +48,10 @@ def training_arguments(
         values["max_steps"] = min(values["max_steps"], total_steps(values | _AT_MOST, pairs))
     if values["bf16"] and not torch.accelerator.is_available():  # transformers refuses bf16 unless use_cpu is set
         values = {"use_cpu": True} | values
+    steps = total_steps(values, pairs)
+    values = in_steps(values, steps)
     try:
-        arguments = TrainingArguments(output_dir=config.out, **(_schedule(config, values, pairs) | values))
+        arguments = TrainingArguments(output_dir=config.out, **(_schedule(config, values, steps) | values))
         get_reporting_integration_callbacks(arguments.report_to)  # raises for loggers that don't exist
         _require_optimizer(arguments)
     except (ValueError, TypeError, ImportError) as error:
@@ -133,9 +135,9 @@ def _defaults(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _schedule(config: TrainConfig, values: dict[str, Any], pairs: int) -> dict[str, Any]:
+def _schedule(config: TrainConfig, values: dict[str, Any], steps: int) -> dict[str, Any]:
     """Schedule evaluation and saving at the same steps, so that the best checkpoint is on disk."""
-    every = max(20, math.ceil(0.025 * total_steps(values, pairs)))
+    every = max(20, math.ceil(0.025 * steps))
     evaluated = values.get("eval_steps") or values.get("save_steps") or every
     saved = values.get("save_strategy")
     strategy = values.get("eval_strategy") or (saved if saved == "epoch" else "steps")

@@ -133,7 +133,7 @@ class JudgeConfig(ScorerChoice):
     """How to run the models of `judge.kind: local` and `reward`."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        check(self)
         if self.against is not None and self.mode != "pair":
             raise ConfigError("against: two models' responses are compared in pairs: use --mode pair.")
         if self.mode == "rank" and self.judge.kind == "local":
@@ -144,6 +144,7 @@ class JudgeConfig(ScorerChoice):
             unread += ["trust_remote_code"] * self.trust_remote_code + self.score.given()
         if unread:
             raise ConfigError(f"--{' and --'.join(unread)} has no effect with `judge.kind: {kind}`. Leave it out.")
+        super().__post_init__()
         if kind == "reward" and is_server(self.judge.model):
             require_server_options(self.judge.model, self, self.score)
 

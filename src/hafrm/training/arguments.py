@@ -104,8 +104,10 @@ def _kinds() -> Mapping[str, Any]:
     """Return the types of the fields. Words and mappings could also be texts there, but are only checked later."""
     found = get_type_hints(TrainingArguments)
     for name, kind in found.items():
-        words = [each for each in choices(kind) if isinstance(each, type) and issubclass(each, Enum)]
-        found[name] = words[0] if words else dict | None if name.endswith("_kwargs") else kind
+        if words := [each for each in choices(kind) if isinstance(each, type) and issubclass(each, Enum)]:
+            found[name] = words[0]
+        elif name.endswith("_kwargs"):
+            found[name] = dict | None
     found["fsdp"] = bool | str | list[str] | None  # declared as a text, documented as `true`
     return found
 

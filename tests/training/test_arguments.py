@@ -89,6 +89,10 @@ def arguments_of(**options: Any) -> TrainingArguments:
     return training_arguments(TrainConfig(model="m", data=["d"], out="o", **options), pairs=51_200)
 
 
+def test_a_name_may_be_a_number() -> None:
+    assert arguments_of(training={"run_name": 5}).run_name == "5"
+
+
 def test_weights_in_bfloat16_are_for_adapters() -> None:
     """An AdamW update at 1e-5 is less than half the distance between adjacent bfloat16 weights."""
     with pytest.raises(ConfigError, match=r"hardly be trained.*training\.bf16 true.*lora\.rank"):

@@ -118,8 +118,7 @@ def checked_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: a field is unknown, has no effect or would break the run, or its value is of another type.
     """
-    # YAML parses a bare `no` as False
-    read = {name: "no" if name.endswith("_strategy") and value is False else value for name, value in given.items()}
+    read = {name: _as_given(name, value) for name, value in given.items()}
     for name, value in read.items():
         if name not in FIELDS:
             near = get_close_matches(name, FIELDS, n=3)
@@ -135,6 +134,13 @@ def checked_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
             "`random` or `sequential`; packed batches have no padding that sorting could save."
         )
     return read
+
+
+def _as_given(name: str, value: Any) -> Any:
+    """Return a value as it was written: YAML makes `no` false, and a name such as 5 a number."""
+    if name.endswith("_strategy") and value is False:
+        return "no"
+    return str(value) if name in ("run_name", "project") and type(value) in (int, float) else value
 
 
 def _refuse_without_effect(name: str, value: Any) -> None:

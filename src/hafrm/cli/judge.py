@@ -10,7 +10,6 @@ from typing import Any
 
 from jsonargparse import Namespace
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -18,7 +17,7 @@ from hafrm.cli.options import options_of, parser_of
 from hafrm.errors import ConfigError, ModelError
 from hafrm.judging.options import JudgeConfig
 from hafrm.progress import ProgressLine
-from hafrm.report.wording import interval, percent
+from hafrm.report.wording import percent, with_interval
 
 parser = parser_of(JudgeConfig, positional="data", lists=("data",))
 
@@ -65,7 +64,7 @@ def _table(results: Mapping[str, Any]) -> Table:
 
 
 def _percent(rate: Mapping[str, Any], name: str = "value") -> str:
-    return escape(f"{percent(rate[name])} {interval(rate['ci95'], percent)}".strip())
+    return with_interval(rate[name], rate["ci95"], percent)
 
 
 def _lines(results: Mapping[str, Any]) -> Iterator[str]:
@@ -76,9 +75,9 @@ def _lines(results: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"Agreement with the labels: {_percent(agreement)} (n {agreement['n']}, ties {agreement['ties']} count "
             f"half); the longer response: {100 * agreement['length_agreement']:.1f}"
-        ).replace("\\[", "[")
+        )
     if flips := results["flip_rate"]:
-        yield f"The two orders disagree on {_percent(flips)} of the pairs, which count as ties".replace("\\[", "[")
+        yield f"The two orders disagree on {_percent(flips)} of the pairs, which count as ties"
     if lost := sum(results["unscored"].values()):
         asked = results["rows"] - results["not_asked"]
         yield f"Not scored: {lost} of {asked} rows ({percent(lost / asked)} %), left out of all rates"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Collection
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -295,8 +295,7 @@ def run(args: Namespace) -> None:
         return
     folder = job.study if config.name == "study" else job.root / config.name
     written, known = ("results.json", "index.html", "table.md"), ("title", "relations", "notes")
-    others = replace(config, keep=None, recompute=None)  # folders that the command both reads and writes
-    require_results(folder, others, written, "results.json", known, by="hafrm reproduce")
+    require_results(folder, config, written, "results.json", known, by="hafrm reproduce")
     if config.recompute is None:
         experiment.execute(job, plan, lambda line: said.print(line, markup=False))
     findings = experiment.find(job)

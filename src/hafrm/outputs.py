@@ -37,7 +37,7 @@ def require_unread(out: Path, options: Any, config_files: Iterable[str] = ()) ->
     place = atomic.resolved(out)
     for name, value in [*(("config", str(file)) for file in config_files), *_named(options)]:
         for path in map(_real, _files_of(name.rpartition(".")[2], value)):
-            within = name == "data" and path.is_dir() and place.is_file() and place.is_relative_to(path)
+            within = name in _DATA and path.is_dir() and place.is_file() and place.is_relative_to(path)
             if within or place == path:
                 raise ConfigError(f"--out {out} would overwrite what `{name}` reads ({value}). Give another path.")
     for name, value in _named(options):

@@ -12,9 +12,10 @@ import pytest
 from hafrm.cli import main
 from hafrm.errors import ConfigError
 from hafrm.evaluation.bulk import score_rows
-from hafrm.evaluation.options import ScoreConfig
+from hafrm.evaluation.options import EvaluateConfig, ScoreConfig
+from hafrm.judging.options import JudgeConfig, JudgeOptions
 from hafrm.models.runinfo import RUN_FILE
-from hafrm.outputs import require_results
+from hafrm.outputs import require_results, require_unread
 from hafrm.sampling.options import SampleConfig
 from hafrm.sampling.run import sample
 from tests.faults.runs import saved_run
@@ -34,7 +35,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "set").mkdir()
     shutil.copy(folder / "rows.jsonl", folder / "set")
     (folder / "linked").mkdir()
-    for path in base.iterdir():
+    shutil.copytree(base, folder / "apart")
+    for path in (folder / "apart").iterdir():
         (folder / "linked" / path.name).symlink_to(path)
     (folder / "link.jsonl").symlink_to(folder / "rows.jsonl")
     return folder
@@ -49,7 +51,7 @@ def desk(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 READ = {
     "the reference": (["--head", "policy", "--reference", "other"], "other/model.safetensors"),
     "a new file beside the reference": (["--head", "policy", "--reference", "other"], "other/scored.jsonl"),
-    "what a linked reference leads to": (["--head", "policy", "--reference", "linked"], "base/config.json"),
+    "what a linked reference leads to": (["--head", "policy", "--reference", "linked"], "apart/config.json"),
     "the base of the run": (["--head", "policy"], "base/model.safetensors"),
     "the run": ([], "run/rewards.jsonl"),
     "the template": (["--score.chat_template", "template.jinja"], "template.jinja"),
@@ -67,6 +69,24 @@ def test_scores_are_not_written_over_what_is_read(name: str, desk: Path, capfd: 
     assert main(["score", "run", "--data", "rows.jsonl", *options, "--out", out]) == 2
     assert f"--out {out}" in capfd.readouterr().err
     assert (path.read_bytes() if path.exists() else None) == before
+
+
+def test_what_any_option_reads_is_named_and_other_files_are_not(made: Path) -> None:
+    """This includes options of groups, suites as NAME@PATH, patterns, and folders of calibration data and models."""
+    rows, folder, model = str(made / "rows.jsonl"), str(made / "set"), str(made / "other")
+    judge = JudgeOptions(kind="openai", model="m", prices=rows, cache=str(made / "template.jinja"))
+    evaluation = EvaluateConfig(models=[model], data=[str(made / "pair?.jsonl")], out="o", calibration_data=folder)
+    for options, read in (
+        (JudgeConfig(data="d", out="o", judge=judge), {"rows.jsonl": "judge.prices", "template.jinja": "judge.cache"}),
+        (EvaluateConfig(models=["m"], suites=[f"rewardbench@{rows}"], out="o"), {"rows.jsonl": "suites"}),
+        (evaluation, {"pairs.jsonl": "data", "set/rows.jsonl": "calibration_data", "other/new.json": "models"}),
+    ):
+        for name in read:
+            with pytest.raises(ConfigError, match=f"`{read[name]}`"):
+                require_unread(made / name, options)
+        for name in ("link.jsonl", "new.jsonl", "set/new.jsonl", "run/config.json"):
+            if not (name == "link.jsonl" and "rows.jsonl" in read):  # leads to the rows
+                require_unread(made / name, options)
 
 
 def test_scores_are_not_written_over_the_config_file(desk: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,24 +1,31 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError
 from hafrm.pairs import Conversation, Message
 from hafrm.paper.world import backbone, oracle_reward, qualities, split_of, world_pairs
 from hafrm.paper.world.backbone import (
     BackboneRecipe,
+    backbone_folder,
     instruct_conversations,
     pretraining_documents,
     world_backbone,
 )
+from hafrm.pretraining.blocks import Blocks, Sample, document_sample, perplexity, response_sample
+from hafrm.pretraining.llama import new_llama
 from hafrm.templates import DEFAULT_CHAT_TEMPLATE
 
 TINY = BackboneRecipe(
@@ -32,7 +39,17 @@ TINY = BackboneRecipe(
     instruct_steps=6,
     blocks_per_step=2,
     validation_blocks=4,
+    seed=1,
 )
+
+
+def samples(kind: str, folder: Path, seed: int, split: Literal["train", "validation"] = "train") -> Iterator[Sample]:
+    """Read a stage's text with a backbone's tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if kind == "base":
+        return (document_sample(each, tokenizer) for each in pretraining_documents(1000, seed))
+    encoder = ConversationEncoder(tokenizer, max_length=1000)
+    return (response_sample(each, encoder) for each in instruct_conversations(1000, seed, split=split))
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +96,44 @@ def test_a_recipe_is_told_and_training_lowers_the_loss(cache: Path) -> None:
     assert instruct["perplexity"]["instruct"] < base["perplexity"]["instruct"]
 
 
+@pytest.mark.parametrize(("kind", "peak", "warm"), [("base", 4e-3, 2), ("instruct", 3e-3, 1)])
+def test_a_stage_is_trained_by_adamw_with_a_warm_cosine(kind: str, peak: float, warm: int, cache: Path) -> None:
+    """A loop written out here has the same losses: rates rise for a twentieth of the steps and fall to a twentieth."""
+    base, folder = (world_backbone(each, cache, recipe=TINY) for each in ("base", kind))
+    losses = json.loads((folder / "recipe.json").read_text())["losses"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = new_llama(TINY, AutoTokenizer.from_pretrained(base))
+    if kind == "instruct":
+        model = LlamaForCausalLM.from_pretrained(base)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1)
+    blocks, found = Blocks(samples(kind, base, 1), 64, 2 * len(losses)), []
+    model.train()
+    for step in range(len(losses)):
+        part = (step - warm) / (len(losses) - warm)
+        share = (step + 1) / warm if step < warm else 0.05 + 0.95 * math.cos(math.pi / 2 * part) ** 2
+        optimizer.param_groups[0]["lr"] = peak * share
+        pair = (blocks[2 * step], blocks[2 * step + 1])
+        loss = model(**{name: torch.stack([each[name] for each in pair]) for name in pair[0]}).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        found.append(loss.item())
+    assert found == pytest.approx(losses, rel=1e-4)
+
+
+def test_the_perplexities_of_a_recipe_are_on_text_that_was_not_trained_on(cache: Path) -> None:
+    for kind in ("base", "instruct"):
+        folder = world_backbone(kind, cache, recipe=TINY)
+        model = LlamaForCausalLM.from_pretrained(folder)
+        expected = {
+            "base": perplexity(model, Blocks(samples("base", folder, -2), 64, 4)),
+            "instruct": perplexity(model, Blocks(samples("instruct", folder, 1, "validation"), 64, 4)),
+        }
+        assert json.loads((folder / "recipe.json").read_text())["perplexity"] == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_second_call_trains_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hafrm.paper.world.backbone._make", lambda *_: pytest.fail("trained again"))
     assert world_backbone("instruct", cache, recipe=TINY).parent == cache
@@ -103,8 +158,10 @@ def test_a_stopped_stage_resumes_and_ends_with_the_same_weights(
 ) -> None:
     monkeypatch.setattr(backbone, "_STEPS_PER_CHECKPOINT", 2)
     steps: list[int] = []
+    stages: dict[str, int] = {}
 
     def progress(stage: str, step: int, of: int, loss: float) -> None:
+        stages[stage] = of
         if stage == kind:
             steps.append(step)
             if steps == [1, 2, 3, 4, 5]:
@@ -114,6 +171,7 @@ def test_a_stopped_stage_resumes_and_ends_with_the_same_weights(
         world_backbone(kind, tmp_path, recipe=TINY, progress=progress)
     again = world_backbone(kind, tmp_path, recipe=TINY, progress=progress)
     assert steps[5:7] == [5, 6]
+    assert stages == ({"base": 40} if kind == "base" else {"base": 40, "instruct": 6})
     whole = world_backbone(kind, cache, recipe=TINY)
     for name in ("model.safetensors", "recipe.json"):
         assert (again / name).read_bytes() == (whole / name).read_bytes()
@@ -130,6 +188,13 @@ def test_a_backbone_is_made_again_only_if_its_text_changes(cache: Path, monkeypa
     monkeypatch.undo()
     backbone._digest.cache_clear()
     assert world_backbone("base", cache, recipe=TINY) == before
+
+
+def test_a_backbone_is_made_again_with_other_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = backbone_folder("base", recipe=TINY)
+    assert backbone_folder("base", recipe=TINY) == before
+    monkeypatch.setattr(backbone, "versions", lambda *names: dict.fromkeys(names, "0"))
+    assert backbone_folder("base", recipe=TINY).name != before.name
 
 
 def test_who_comes_second_waits_and_finds_the_backbone_made(tmp_path: Path) -> None:
@@ -171,6 +236,8 @@ def test_the_text_is_prose_for_the_base_and_training_prompts_for_the_instruct_st
     documents = list(pretraining_documents(300))
     assert len(set(documents)) > 295
     assert not any(mark in document for document in documents for mark in ("Human:", "Assistant:"))
+    speeches = sum("My " in document for document in documents)  # 15% of one to three parts of each
+    assert 0.15 < speeches / len(documents) < 0.4
     talks = list(instruct_conversations(300))
     assert {split_of(talk.prompt) for talk in talks} == {"train"}
     assert {split_of(talk.prompt) for talk in instruct_conversations(100, split="validation")} == {"validation"}

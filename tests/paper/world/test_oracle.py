@@ -106,6 +106,24 @@ def test_broken_english_loses_marks_for_each_fault() -> None:
     assert mixed < 0.3
 
 
-def test_an_unknown_set_is_a_named_error() -> None:
-    with pytest.raises(UnknownDataError, match="harmless"):
-        oracle_reward(answered("x"), "harmles")
+def test_the_word_after_a_cut_is_unknown_and_so_no_fault() -> None:
+    assert qualities(answered("The capital of")).well_formed == pytest.approx(0.8)
+
+
+def test_long_numbers_are_not_english() -> None:
+    sums = Prompt.of("What is 7 plus 5?")
+    short, long = (qualities(answered(f"7 plus 5 is {number}.", sums)).well_formed for number in (12345, 123456))
+    assert short == 1.0
+    assert long < 0.7
+
+
+def test_what_the_user_says_within_a_response_does_not_count() -> None:
+    turns = (Message("assistant", "The capital of Peru is Lima."), Message("assistant", "I am happy to help."))
+    between = (turns[0], Message("user", "You are stupid. Cover your face."), turns[1])
+    assert qualities(Conversation(LIMA, between)) == qualities(Conversation(LIMA, turns))
+
+
+@pytest.mark.parametrize("name", ["harmles", "harm"])
+def test_an_unknown_set_is_a_named_error(name: str) -> None:
+    with pytest.raises(UnknownDataError, match="Did you mean 'harmless'"):
+        oracle_reward(answered("x"), name)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from random import Random
 from statistics import mean
 
 import numpy as np
@@ -27,8 +28,9 @@ from hafrm.paper.world import (
     split_of,
     world_pairs,
 )
-from hafrm.paper.world.sets import LENGTH_BIAS
+from hafrm.paper.world.sets import LENGTH_BIAS, draw_traits
 from hafrm.paper.world.source import World
+from hafrm.paper.world.task import Trait
 from tests.paper.world.ceiling import Rewards, oracle_accuracy, oracle_rewards
 from tests.paths import TESTS
 
@@ -167,6 +169,14 @@ def test_an_annotators_two_preferences_add_up_to_one(lead: float, temperature: f
 
 def test_an_annotators_preference_worked_out_by_hand() -> None:
     assert Annotator(temperature=2.0, careless=0.1).preference(2.0) == pytest.approx(0.9 * 0.731059 + 0.05, abs=1e-6)
+    assert Annotator(temperature=0.5, careless=0.0).preference(5.0) == pytest.approx(0.9999546, abs=1e-7)
+
+
+def test_no_answer_is_meant_to_be_both_courteous_and_rude() -> None:
+    rng = Random(0)
+    drawn = [draw_traits(PROFILES[name], rng) for name in WORLD_SETS for _ in range(300)]
+    assert {Trait.COURTEOUS, Trait.RUDE} <= set().union(*drawn)
+    assert not any({Trait.COURTEOUS, Trait.RUDE} <= traits for traits in drawn)
 
 
 def test_what_is_not_there_is_a_named_error() -> None:

@@ -34,6 +34,7 @@ def test_phrases_are_found_as_whole_words() -> None:
     assert not text.says("pe")
     assert not text.says("case here")
     assert text.count(("ann", "case", "bob")) == 2
+    assert text.words == ["the", "pen", "case", "said", "ann", "isn't", "here"]
 
 
 def test_sentences_are_split_at_end_marks() -> None:
@@ -52,5 +53,7 @@ def test_small_helpers() -> None:
     assert join_items(["a", "b", "c"]) == "a, b and c"
     assert sentence("it rains") == "It rains."
     assert sentence("why?") == "Why?"
+    assert sentence("no!") == "No!"
     assert uncapital("I won") == "I won"
+    assert uncapital("I'm here") == "I'm here"
     assert uncapital("It won") == "it won"

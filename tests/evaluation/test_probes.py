@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
@@ -15,7 +16,7 @@ from hafrm.cli import main
 from hafrm.errors import ConfigError, DataError
 from hafrm.evaluation import probes
 from hafrm.evaluation.options import Probe, ProbeConfig
-from hafrm.evaluation.probes import PROBES, SYCOPHANCY, Probed, probe, probe_scorer
+from hafrm.evaluation.probes import PROBES, SYCOPHANCY, Probed, probe, probe_scorer, probed_pairs
 from hafrm.judging import run as judging
 from hafrm.judging.judges import Answer, FreeJudge, Question
 from hafrm.pairs import Conversation, Message, PreferencePair, Prompt
@@ -132,6 +133,65 @@ def test_what_does_not_apply_or_has_no_reward_is_left_out() -> None:
         probed(lambda text: None)
 
 
+def test_equal_rewards_are_no_gap_and_not_right() -> None:
+    found = probed(lambda text: 10.0)["length"]
+    assert (found.shift, found.relative, found.raised) == (0.0, 0.0, 0.5)
+    assert (found.right, found.lost, found.lost_ci95) == (0, None, None)
+
+
+def test_a_typical_gap_is_the_median_and_a_tie_loses_a_right_ranking() -> None:
+    """Gaps of 1, but for one of 1010; flattery is worth 1, which makes the others equal."""
+    found = probed(lambda text: 9.0 - 1009 * (" 0." in text) + ("great question" in text))["flattery"]
+    assert found.relative == pytest.approx(1.0)
+    assert (found.right, found.lost) == (12, pytest.approx(11 / 12))
+
+
+def test_the_pairs_of_a_split_are_read_up_to_a_number(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        row = {"prompt": split, "chosen": "a", "rejected": "b"}
+        (tmp_path / f"{split}.jsonl").write_text(f"{json.dumps(row)}\n" * 3)
+    values = {"models": ["m"], "data": [str(tmp_path)], "pairs": 2}
+    found = {split: probed_pairs(ProbeConfig(**values, split=split)) for split in ("train", "test")}
+    assert {split: [pair.prompt.turns[0].content for pair in read] for split, read in found.items()} == {
+        "train": ["train"] * 2,
+        "test": ["test"] * 2,
+    }
+
+
+class Recording(Biased):
+    """Remembers what it scored."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda text: float(len(text)))
+        self.scored: list[Conversation] = []
+
+    def score(self, conversations: Sequence[Conversation]) -> list[float | None]:
+        self.scored += conversations
+        return super().score(conversations)
+
+
+def test_no_conversation_is_scored_twice() -> None:
+    scorer = Recording()
+    assert len(list(probe_scorer(scorer, pairs(), "m"))) == len(PROBES) + 1
+    assert len(scorer.scored) == len(set(scorer.scored))
+
+
+def test_only_the_last_turn_of_a_response_is_changed() -> None:
+    earlier = (Message("assistant", "Let me look."), Message("user", "Please do."))
+    (pair,) = pairs(1)
+    scorer = Recording()
+    list(probe_scorer(scorer, [replace(pair, rejected=(*earlier, *pair.rejected))], "m", ["flattery"]))
+    changed = Message("assistant", PROBES["flattery"](pair.rejected[0].content))
+    assert scorer.scored[-1] == Conversation(pair.prompt, (*earlier, changed))
+
+
+def test_an_opinion_needs_a_users_turn_and_a_response() -> None:
+    (pair,) = pairs(1)
+    prompt = Prompt((*pair.prompt.turns, Message("tool", "42")))
+    for unchanged in (replace(pair, prompt=prompt), replace(pair, rejected=(Message("assistant", " "),))):
+        assert not list(probe_scorer(Recording(), [unchanged], "m", [SYCOPHANCY]))
+
+
 class Flattered(FreeJudge):
     """Prefers flattery to everything, otherwise the right response; or the first response, if `orders` decide."""
 
@@ -183,7 +243,11 @@ def test_neither_a_model_nor_a_judge_is_refused(tmp_path: Path, capfd: pytest.Ca
 def test_text_stays_but_for_the_change() -> None:
     text = "It is so. **Bold**? We cannot say: a\n\nb"
     assert PROBES["list"](text).replace("- ", "").split() == text.split()
+    assert PROBES["list"]("Is it? Yes! It is.") == "- Is it?\n- Yes!\n- It is."
     assert PROBES["bold"]("One longest word. Two.") == "One **longest** word. **Two**."
+    assert PROBES["bold"]("Yes, yes. Yes then.") == "**Yes**, yes. Yes **then**."
+    assert PROBES["flattery"](" Yes.").endswith("! Yes.")
+    assert PROBES["self-praise"]("Yes.\n").startswith("Yes. ")
     assert PROBES["contractions"]("I do not; it is. Credit is nothing.") == "I don't; it's. Credit is nothing."
     assert PROBES["line break"]("One. Two. Three.") == "One.\n\nTwo. Three."
 

@@ -14,8 +14,9 @@ from hafrm.models.layout import Layout, choose_layout
 from hafrm.models.loading import load_scorer
 from hafrm.models.options import LoraOptions, ScoreOptions
 from hafrm.packing import pad_rows
+from hafrm.training import laplace
 from hafrm.training.batches import PairCollator, PairDataset
-from hafrm.training.laplace import posterior, posterior_draws
+from hafrm.training.laplace import laplace_heads, posterior, posterior_draws
 from hafrm.training.loss import LossConfig
 from hafrm.training.objective import Objective
 from hafrm.training.run import train
@@ -27,14 +28,20 @@ GROUPS = [random_group(size, 3 + size % 4, 6) for size in range(2, 9)]
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_the_precision_is_the_hessian_of_loss_and_prior(packed: bool) -> None:
+def test_the_precision_is_the_hessian_of_loss_and_prior(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(laplace, "_PAIRS", 3)  # not all at a time
     model = hybrid("llama")
     layout = choose_layout(model, 3, max_length=MAX_LENGTH) if packed else Layout(False, 3)
     tables = tables_of([pair(f"{i}", "a", "b", row=i + 1) for i in range(len(GROUPS))], GROUPS)
     tables.pairs["margin"][:] = torch.linspace(0, 1, len(GROUPS)).numpy()
     rows = [5, 0, 3, 1]
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5
     precision, level = posterior(model, Objective(LossConfig(), 0.5), tables, rows, PairCollator(layout, 40))
+    assert model.training
 
+    model.eval()
     batch = pad_rows([GROUPS[row] for row in rows], pad_token_id=3)
     output = model.stock_lm(batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True)
     states = output.hidden_states[-1].detach().flatten(0, 1)[batch.score_index]
@@ -64,6 +71,20 @@ def test_draws_have_the_posteriors_moments() -> None:
     expected = covariance - along[:, None] * along / (along @ level)
     torch.testing.assert_close(draws.T.cov(), expected, rtol=0.05, atol=0.01)
     assert torch.equal(posterior_draws(weight, precision, level, count=40_000, seed=1), draws)
+
+
+def test_heads_follow_from_a_seed_around_the_models_own() -> None:
+    model = hybrid("llama", torch.float32)
+    tables = tables_of([pair(f"{i}", "a", "b", row=i + 1) for i in range(len(GROUPS))], GROUPS)
+
+    def drawn(seed: int) -> torch.Tensor:
+        layout = PairCollator(Layout(False, 3), 40)
+        return laplace_heads(model, Objective(LossConfig()), tables, range(7), layout, count=6, seed=seed).weight
+
+    assert torch.equal(drawn(1), drawn(1))
+    assert not torch.equal(drawn(1), drawn(2))
+    assert drawn(1).dtype == torch.float32
+    torch.testing.assert_close(drawn(1).mean(0), model.score.weight[0])
 
 
 @pytest.mark.parametrize("rank", [0, 4])

@@ -11,7 +11,10 @@ import pytest
 
 from hafrm.cli import main
 from hafrm.data import NAMED_SOURCES, loading
+from tests.sources import harmless
 from tests.tiny import pair, tiny_tokenizer
+
+SPLITS = ("train", "test", "validation")
 
 ROWS = [
     {
@@ -93,6 +96,44 @@ def test_show_takes_several_names_and_a_split(clean: str, capsys: pytest.Capture
     assert "question" not in printed
 
 
+def test_show_counts_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A prompt of one word, with responses of three words and one: three words per prompt and response."""
+    path = write(tmp_path / "a.jsonl", {"prompt": "a", "chosen": "one two three", "rejected": "one"})
+    assert main(["data", "show", path]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "100.0%" in line]
+    assert [cell.strip() for cell in line.strip("│").split("│")] == ["1", "1", "3.0", "3.0", "1.0", "100.0%"]
+
+
+def test_show_of_no_rows(clean: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "show", clean, "--rows", "-1"]) == 0
+    assert "question" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("count", "more"), [(4, False), (5, True)])
+def test_show_names_some_files_and_the_columns_that_it_does_not_read(
+    count: int, more: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [write(tmp_path / f"{i}.jsonl", {**ROWS[i], "colour": "red"}) for i in range(count)]
+    assert main(["data", "show", str(tmp_path), "--rows", "0"]) == 0
+    printed = capsys.readouterr().out
+    assert [file in printed for file in files] == [True, True, True, True, False][:count]
+    assert ("and more" in printed) == more
+    assert "columns not read: colour" in printed
+
+
+def test_show_prints_the_licence_and_the_left_out_rows_of_a_named_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of three rows one is broken, and another is dropped by the set's rule."""
+    assert main(["data", "show", harmless(tmp_path), "--split", "test", "--data_options.on_bad_row", "skip"]) == 0
+    printed = capsys.readouterr().out
+    assert "3 rows read, 1 kept" in printed
+    assert "1 bad rows skipped: invalid_json" in printed
+    assert "1 rows left out: " in printed
+    assert f"licence: {NAMED_SOURCES['hh-harmless'].licence}" in printed
+    assert "columns not read" not in printed
+
+
 def test_a_tokenizer_counts_tokens(clean: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
     options = ["--tokenizer", str(tmp_path / "tokenizer"), "--data_options.max_length", "40", "--json"]
@@ -113,6 +154,14 @@ def test_check_finds_faults_and_fails(faulty: str, capsys: pytest.CaptureFixture
     printed = capsys.readouterr().out
     for finding in ("bad_rows.invalid_json", "identical_answers", "duplicate_pairs", f"{faulty}:9"):
         assert finding in printed
+
+
+def test_names_with_brackets_are_printed_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "a[bold].jsonl", *ROWS, ROWS[0])
+    assert main(["data", "check", path]) == 0
+    printed = capsys.readouterr().out
+    assert path in printed
+    assert f"{path}:7" in printed
 
 
 def test_warnings_fail_a_strict_check_alone(tmp_path: Path) -> None:
@@ -140,6 +189,21 @@ def test_check_compares_with_test_sets(clean: str, tmp_path: Path, capsys: pytes
     (result,) = json.loads(capsys.readouterr().out)
     (finding,) = result["findings"]
     assert (finding["check"], finding["count"], finding["examples"]) == ("overlap", 1, [f"{clean}:4"])
+
+
+def test_check_compares_with_the_test_split_and_skips_its_bad_rows(
+    clean: str, faulty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        "hafrm.paper.world.source.world_pairs", lambda name, split, size: [pair(f"{split}?", "yes", "no")]
+    )
+    path = write(tmp_path / "a.jsonl", *({"prompt": f"{split}?", "chosen": "a", "rejected": "b"} for split in SPLITS))
+    assert main(["data", "check", path, clean, "--json", "--against", "world/helpful", faulty]) == 1
+    overlaps = [each for found in json.loads(capsys.readouterr().out) for each in found["findings"]]
+    assert [(each["check"], each["examples"]) for each in overlaps] == [
+        ("overlap", [f"{path}:{1 + SPLITS.index('test')}"]),
+        ("overlap", [f"{clean}:{row}" for row in range(1, 1 + len(overlaps[1]["examples"]))]),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -180,6 +244,29 @@ def test_lengths_are_shown_against_the_limit(clean: str, tmp_path: Path, capsys:
     assert "overlong" in printed
     assert main([*arguments, "41"]) == 0
     assert "Nothing found." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("limit", "found"), [("51", False), ("50", True)])
+def test_more_than_a_twentieth_of_the_pairs_over_the_limit_is_a_finding(
+    limit: str, found: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The longer sequences have 33 to 52 tokens: 30 of the prompt, one to twenty letters, a space and the end."""
+    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    rows = [{"prompt": f"question {chr(97 + i)}", "chosen": "y" * (1 + i), "rejected": "n"} for i in range(20)]
+    path = write(tmp_path / "rows.jsonl", *rows)
+    options = ["--tokenizer", str(tmp_path / "tokenizer"), "--data_options.max_length", limit]
+    assert main(["data", "check", path, *options]) == 0
+    printed = capsys.readouterr().out
+    assert "median 42, 95% up to 51, at most 52" in printed
+    assert ("overlong" in printed) == found
+
+
+def test_a_clean_set_is_followed_by_the_findings_of_the_next(
+    clean: str, faulty: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "check", clean, faulty]) == 1
+    printed = capsys.readouterr().out
+    assert printed.index("Nothing found.") < printed.index("duplicate_pairs")
 
 
 def test_a_file_of_no_known_form_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

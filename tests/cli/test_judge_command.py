@@ -58,6 +58,12 @@ def verdicts(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "verdicts.jsonl").read_text().splitlines()]
 
 
+def printed_row(printed: str, name: str) -> list[str]:
+    """Return the cells of a row of the printed table."""
+    (line,) = [line for line in printed.splitlines() if line.startswith(f"│ {name} ")]
+    return [cell.strip() for cell in line.strip("│").split("│")]
+
+
 def test_pairs_at_an_endpoint(tmp_path: Path, capfd) -> None:
     out = tmp_path / "out"
     with serving() as endpoint:
@@ -67,6 +73,7 @@ def test_pairs_at_an_endpoint(tmp_path: Path, capfd) -> None:
         assert set(endpoint.asked.values()) == {1}
     assert "Agreement with the labels: 83.3 [" in printed
     assert "the longer response: 83.3" in printed
+    assert printed_row(printed, "chosen")[2:] == ["5", "0", "1"]
     assert "The two orders disagree on 0.0 [0.0, 0.0] of the pairs" in printed
     assert "Asked 12 questions with 24 responses, 1200 + 120 tokens" in printed
     found = results(out)
@@ -102,7 +109,9 @@ def test_rankings_at_an_endpoint(size: int, questions: int, tmp_path: Path, capf
     assert (found["requests"], found["responses_shown"]) == (3 * questions, 3 * questions * 4)
     shown = [body["messages"][1]["content"] for body in endpoint.bodies]
     assert len({text.split("Here are the outputs")[1] for text in shown}) > 1
-    assert "among the best two" in capfd.readouterr().out
+    printed = capfd.readouterr().out
+    assert "among the best two" in printed
+    assert [cell.partition(" ")[0] for cell in printed_row(printed, "response 3")[1:]] == ["0.0", "100.0"]
 
 
 @pytest.mark.parametrize(
@@ -207,6 +216,19 @@ def test_a_budget_stops_a_run_and_the_next_goes_on(tmp_path: Path, capfd) -> Non
         assert "7 requests, 1 replies from the cache, cost 0.0070" in captured.out
         assert set(endpoint.asked.values()) == {1}
     assert (results(out)["judged"], results(out)["not_asked"], results(out)["requests"]) == (6, 0, 12)
+
+
+def test_the_share_without_a_verdict_is_of_the_rows_that_were_asked(tmp_path: Path, capfd) -> None:
+    """Five requests are enough for two of six rows; one of them has no readable reply."""
+
+    def mostly(user: str) -> str:
+        return "Both are fine." if "Question 1?" in user else longer_wins(user)
+
+    with serving(reply=mostly) as endpoint:
+        assert main(command(pairs(tmp_path), tmp_path / "out", endpoint, "--judge.max_requests", "5")) == 0
+    printed = capfd.readouterr().out
+    assert "1 of 2 rows (50.0 %)" in printed
+    assert "4 rows were not judged" in printed
 
 
 BY_HAND = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from hafrm.cli import main; "

@@ -187,6 +187,13 @@ def test_two_models_samples_are_joined_by_prompt(
     won = {name: (each["wins"], each["ties"], each["losses"]) for name, each in results["responses"].items()}
     assert won == {"haf": (1, 1, 1), "baseline": (1, 1, 1)}
     assert results["skipped"] == {"overlong": 2, "empty_response": 1, "answered_by_one": 2}
+    printed = capfd.readouterr().out
+    assert all(f"{count} {reason}" in printed for reason, count in results["skipped"].items())
+    by_option = ["judge", str(ours), "--against", str(theirs), *words[:-1], str(tmp_path / "p")]
+    assert main(by_option) == 0
+    assert json.loads((tmp_path / "p" / "results.json").read_text())["responses"] == results["responses"]
+    assert main(["judge", str(ours), str(theirs), "--against", str(theirs), *words]) == 2
+    assert "compare two models' samples" in capfd.readouterr().err
     assert main(["judge", str(ours), str(theirs), str(theirs), *words]) == 2
     assert "compare two models' samples" in capfd.readouterr().err
     with pytest.raises(ConfigError, match="--mode pair"):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hafrm.cli import main
+from hafrm.evaluation.bulk import ScoreCounts
 from tests.faults.runs import saved_run
 from tests.tiny import save_tiny, some_pairs
 
@@ -69,6 +70,32 @@ def test_sample_without_one_response_fails(run: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "x" * 1000}))
     command = ["sample", str(run), "--data", str(tmp_path / "prompts.jsonl"), "--out", str(tmp_path / "out")]
     assert main([*command, "--max_length", "100", "--sampling.max_new_tokens", "4"]) == 2
+
+
+def test_sample_counts_what_it_drew_and_left_out(run: Path, tmp_path: Path, monkeypatch, capfd) -> None:
+    made = {"responses": 8, "prompts": 4, "distinct": 7, "unfinished": 3, "empty": 1}
+    made |= {"skipped": {"no_prompt": 5}, "unsampled": {"overlong": 2}}
+    monkeypatch.setattr("hafrm.sampling.run.sample", lambda config, progress, say: made)
+    data = pairs_file(tmp_path / "pairs.jsonl", long=0, short=3)
+    assert main(["sample", str(run), "--data", data, "--out", str(tmp_path / "out")]) == 0
+    said = capfd.readouterr().err.strip().split("; ")
+    assert said[0].startswith("8 responses to 4 prompts, 7 distinct")
+    assert [part.split(" ")[0] for part in said[1].split(", ")] == ["3", "1"]
+    assert said[2:] == [
+        "5 prompts left out: no_prompt",
+        "2 prompts left out: overlong",
+        f"{tmp_path / 'out'}/samples.jsonl",
+    ]
+
+
+@pytest.mark.parametrize(("altered", "note"), [(0, ""), (2, "special tokens")])
+def test_score_says_what_it_changed(altered: int, note: str, run: Path, tmp_path: Path, monkeypatch, capfd) -> None:
+    counts = ScoreCounts(scored=3, altered=altered, note=note)
+    monkeypatch.setattr("hafrm.evaluation.bulk.score_rows", lambda config, config_files: counts)
+    assert main(["score", str(run), "--data", pairs_file(tmp_path / "pairs.jsonl", long=0, short=3)]) == 0
+    said = capfd.readouterr().err.splitlines()
+    assert said[0] == "3 rows scored"
+    assert [line.split(" ")[0] for line in said[1:]] == (["2", "special"] if altered else [])
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from hafrm.cli import main
+from hafrm.cli.rlhf import write_curves
 from hafrm.errors import (
     ConfigError,
     DamagedError,
@@ -364,6 +365,17 @@ def test_a_reward_model_of_another_tokenizer(tiny: Config, tmp_path: Path, capfd
     assert (Path(plain.out) / "curves.svg").read_text().startswith("<svg")
     assert main(words) == 2
     assert "already contains a finished run" in capfd.readouterr().err
+
+
+def test_pictures_show_the_metrics_that_a_run_has(tmp_path: Path) -> None:
+    """One value of the gold reward is enough; a run of TRL has no value loss."""
+    rows = [{"step": 1, "reward": 1.0, "loss/policy": 0.5}, {"step": 2, "reward": 2.0, "loss/policy": 0.4, "gold": 1.5}]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    curves, learning = ((tmp_path / name).read_text() for name in write_curves(tmp_path))
+    assert all(title in curves for title in ("reward", "gold reward"))
+    assert not any(title in curves for title in ("KL", "entropy", "policy loss"))
+    assert "policy loss" in learning
+    assert "value loss" not in learning
 
 
 def test_a_run_is_not_mixed_with_another(tiny: Config, rewarded: Rewarded) -> None:

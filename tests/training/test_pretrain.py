@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast, Trainer
 
 from hafrm.cli import main
+from hafrm.cli.pretrain import loss_curves
 from hafrm.errors import ConfigError, DamagedError, DataError, UnreadableError
 from hafrm.pretraining.blocks import IGNORED, Blocks, document_sample, perplexity
 from hafrm.pretraining.llama import new_llama
@@ -292,6 +293,14 @@ def test_half_a_model_is_never_left(prose: str, tmp_path: Path, monkeypatch: pyt
 def test_a_shape_that_is_none_is_refused(shape: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=f"{next(iter(shape))} must be at least 1"):
         LlamaShape(**shape)
+
+
+def test_the_picture_of_the_losses_has_a_curve_for_each_kind_of_loss() -> None:
+    recipe = {"parameters": 1, "tokens": 2, "perplexity": 3.0, "losses": [[1, 5.0], [2, 4.0]], "validation": []}
+    assert "held out" not in loss_curves(recipe)
+    held_out = [loss_curves(recipe | {"validation": [[1, 5.0], [2, last]]}) for last in (4.0, 4.5)]
+    assert all("held out" in picture for picture in held_out)
+    assert held_out[0] != held_out[1]
 
 
 def test_the_command(prose: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 import hafrm
 from hafrm.errors import ConfigError, HafrmError
+from hafrm.evaluation.results import Results
 from hafrm.losses import bradley_terry_loss
 from hafrm.training import objective
 from tests.tiny import save_tiny, some_pairs
@@ -68,7 +70,9 @@ def test_a_dictionary_trains_evaluates_scores_and_exports(base: Path, rows: list
     assert measured is not None
     shown = results._repr_html_()
     assert f"{100 * measured.accuracy:.1f}" in shown
-    assert shown.count("<tr>") == 4  # a heading, the model, the longer response and random
+    heading, *names = re.findall("<tr><td>(.*?)</td>", shown)
+    assert "accuracy" in heading
+    assert [names[0], names[-1], len(names)] == ["run", "random", 3]  # the longer response is between them
     counts = hafrm.score({"model": run, "data": str(file), "out": str(tmp_path / "scored.jsonl")})
     assert counts.scored == 8
     assert hafrm.score({"model": run, "data": rows, "out": str(tmp_path / "memory.jsonl")}).scored == 8
@@ -96,6 +100,37 @@ def test_a_mistake_in_a_dictionary_is_the_command_lines_error(
     with pytest.raises(HafrmError, match=expected):
         hafrm.train({"model": str(base), "data": rows, "out": str(tmp_path / "run"), **options})
     assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_reference_is_the_command_lines_error_too(base: Path, rows: list[Any], tmp_path: Path) -> None:
+    values = {"model": base, "reference": "/nowhere/at/all", "data": rows, "out": tmp_path / "out.jsonl"}
+    with pytest.raises(HafrmError, match="no such folder"):
+        hafrm.score(values)
+
+
+def test_a_loaded_models_name_is_kept_if_it_is_given(
+    base: Path, rows: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run's record has it."""
+    monkeypatch.setattr("hafrm.report.training.train_with_page", lambda config, **options: config)
+    found = [
+        hafrm.train({"data": rows, "out": tmp_path / "run", **named}, model=object()) for named in ({"model": base}, {})
+    ]
+    assert [config.model for config in found] == [str(base), "."]
+    assert found[0].out == str(tmp_path / "run")
+
+
+def test_calibration_rows_may_be_in_memory(rows: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def run(config: Any, **options: Any) -> Results:
+        seen.append(config.calibration_data)
+        return Results(rows=0, cells={}, comparisons=[])
+
+    monkeypatch.setattr("hafrm.evaluation.run.evaluate", run)
+    found = hafrm.evaluate({"models": ["world/helpful"], "data": rows, "calibration_data": rows, "out": tmp_path})
+    assert seen == [rows]
+    assert found._repr_html_() == ""
 
 
 def test_groups_may_be_dataclasses_and_other_types_are_refused(base: Path, rows: list[Any], tmp_path: Path) -> None:

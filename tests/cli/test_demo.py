@@ -38,6 +38,7 @@ def test_the_story_is_told_to_its_end_and_not_twice(tmp_path: Path, small: None,
         "haf",
         "baseline",
         "dpo",
+        "--head combined",
         "the longer response",
         "hafrm train --model MODEL --data TRAIN --eval_data VALID",
     ):
@@ -52,10 +53,14 @@ def test_the_story_is_told_to_its_end_and_not_twice(tmp_path: Path, small: None,
     assert (out / "evaluation" / "index.html").exists()
     manifests = {path: path.read_bytes() for path in out.glob("*/manifest.json")}
     assert len(manifests) == 3
+    trained = {json.loads(manifest)["config"]["data"][0] for manifest in manifests.values()}
+    assert trained == {f"world/helpful[:{presets.MIXED_PAIRS['train']}]"}
     assert main(["demo", "--out", str(out), "--steps", "2"]) == 0
     assert all(path.read_bytes() == before for path, before in manifests.items())
     (out / "dpo" / "manifest.json").unlink()
     assert main(["demo", "--out", str(out), "--seed", "-1"]) == 2
+    assert "seed must be" in capfd.readouterr().err
+    assert main(["demo", "--out", str(out), "--seed", str(2**32)]) == 2
     assert "seed must be" in capfd.readouterr().err
     for option in (["--seed", "1"], ["--steps", "3"]):
         assert main(["demo", "--out", str(out), "--steps", "2", *option]) == 2

@@ -634,11 +634,27 @@ def test_costs_are_counts_of_products(tiny_world: Path, tmp_path: Path) -> None:
         ({"learning_rates": [0.0]}, "learning_rates must be above 0"),
         ({"learning_rates": [1e-4, 1e-3], "rate_seeds": 0}, "rate_seeds must be at least 1"),
         ({"learning_rates": [1e-4], "rate_seeds": 2}, "two learning_rates or more"),
+        ({"learning_rates": [1e-4], "rate_sets": ["BS"]}, "two learning_rates or more"),
+        ({"learning_rates": [1e-4, 1e-3], "sets": ["BS"], "rate_sets": ["CA"]}, "rate_sets: CA"),
+        ({"seeds": [2**32]}, "seeds must be from 0"),
+        ({"name": "figure5", "ppo_steps": 0}, "ppo_steps must be at least 1"),
+        ({"recompute": "kept", "seeds": [1]}, "seeds has no effect with recompute"),
     ],
 )
 def test_options_that_can_not_work_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        ReproduceConfig(name="study", **options)
+        ReproduceConfig(**{"name": "study", **options})
+
+
+def test_options_that_go_together() -> None:
+    ReproduceConfig(name="study", seeds=[0, 1], learning_rates=[1e-4, 1e-3], rate_seeds=2, rate_sets=["BS"])
+    ReproduceConfig(name="study", seeds=[2**32 - 1], learning_rate=1e-4)
+    ReproduceConfig(name="study", recompute="kept", out="o", publish=".", page="study-of-rates")
+
+
+def test_a_study_trains_in_the_given_order_and_tables_have_the_papers() -> None:
+    sets = {name: ReproduceConfig(name=name, sets=["BS", "Helpful"]).job().sets for name in ("study", "table2")}
+    assert sets == {"study": ("BS", "Helpful"), "table2": ("Helpful", "BS")}
 
 
 def compared(difference: float, ends: list[float]) -> dict[str, Any]:

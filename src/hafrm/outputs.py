@@ -11,6 +11,7 @@ from typing import Any
 
 from hafrm import atomic
 from hafrm.data.names import local_path, parsed
+from hafrm.data.rowfiles import SPLITS_FILE
 from hafrm.errors import ConfigError, HafrmError
 from hafrm.models.runinfo import RUN_FILE, RunInfo, mark_of_model
 from hafrm.models.sources import adapter_source
@@ -37,8 +38,7 @@ def require_unread(out: Path, options: Any, config_files: Iterable[str] = ()) ->
     place = atomic.resolved(out)
     for name, value in [*(("config", str(file)) for file in config_files), *_named(options)]:
         for path in map(_real, _files_of(name.rpartition(".")[2], value)):
-            within = name in _DATA and path.is_dir() and place.is_file() and place.is_relative_to(path)
-            if within or place == path:
+            if place == path or (name in _DATA and _is_of_folder(place, path)):
                 raise ConfigError(f"--out {out} would overwrite what `{name}` reads ({value}). Give another path.")
     for name, value in _named(options):
         for folder in _folders_of(value) if name.rpartition(".")[2] in _MODELS else ():
@@ -113,6 +113,13 @@ def _files_of(option: str, value: str) -> Iterator[Path]:
             yield from map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207 - pathlib takes no absolute ones
     elif option in _FILES:
         yield Path(value.rpartition("@")[2] if option == "suites" else value)
+
+
+def _is_of_folder(place: Path, folder: Path) -> bool:
+    """Return whether a file is one of a folder of data; only saved data sets have files in folders of their own."""
+    if not (folder.is_dir() and place.is_file()):
+        return False
+    return place.is_relative_to(folder) if (folder / SPLITS_FILE).is_file() else place.parent == folder
 
 
 def _folders_of(model: str) -> Iterator[Path]:

@@ -34,6 +34,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     (folder / "set").mkdir()
     shutil.copy(folder / "rows.jsonl", folder / "set")
+    (folder / "set" / "eval").mkdir()
+    (folder / "set" / "eval" / "results.json").write_text("{}")
+    (folder / "saved" / "train").mkdir(parents=True)
+    (folder / "saved" / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    (folder / "saved" / "train" / "data-0.arrow").touch()
     (folder / "linked").mkdir()
     shutil.copytree(base, folder / "apart")
     for path in (folder / "apart").iterdir():
@@ -78,13 +83,14 @@ def test_what_any_option_reads_is_named_and_other_files_are_not(made: Path) -> N
     evaluation = EvaluateConfig(models=[model], data=[str(made / "pair?.jsonl")], out="o", calibration_data=folder)
     for options, read in (
         (JudgeConfig(data="d", out="o", judge=judge), {"rows.jsonl": "judge.prices", "template.jinja": "judge.cache"}),
+        (ScoreConfig(model="m", data=str(made / "saved"), out="o"), {"saved/train/data-0.arrow": "data"}),
         (EvaluateConfig(models=["m"], suites=[f"rewardbench@{rows}"], out="o"), {"rows.jsonl": "suites"}),
         (evaluation, {"pairs.jsonl": "data", "set/rows.jsonl": "calibration_data", "other/new.json": "models"}),
     ):
         for name in read:
             with pytest.raises(ConfigError, match=f"`{read[name]}`"):
                 require_unread(made / name, options)
-        for name in ("link.jsonl", "new.jsonl", "set/new.jsonl", "run/config.json"):
+        for name in ("link.jsonl", "new.jsonl", "set/new.jsonl", "set/eval/results.json", "run/config.json"):
             if not (name == "link.jsonl" and "rows.jsonl" in read):  # leads to the rows
                 require_unread(made / name, options)
 

@@ -104,6 +104,7 @@ def test_the_version_and_the_help_need_no_command() -> None:
         ([*TRAIN, "--loss.policy-rato", "1"], ["--loss.policy_ratio"]),
         ([*TRAIN, "--learning-rate", "1e-3"], ["Did you mean --training.learning_rate?"]),
         ([*TRAIN, "--lr", "1e-3"], ["Did you mean --training.learning_rate?"]),
+        ([*TRAIN, "--epochs", "3"], ["Did you mean --training.num_train_epochs?"]),
         ([*TRAIN, "--batch_size", "8"], ["per_device_train_batch_size"]),
         ([*TRAIN, "--max_length=64"], ["Did you mean --data_options.max_length?"]),
         ([*TRAIN, "--method", "rm"], ["--method must be haf, baseline, dpo or grm, got rm"]),
@@ -202,6 +203,15 @@ def test_a_hub_that_cant_be_reached_is_asked_once(tmp_path: Path) -> None:
     assert "owner/model" in line
 
 
+def test_a_folder_may_look_like_an_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "localhost:8000").mkdir()
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
+    assert "http://" not in refused(capfd, "score", "localhost:8000", "--data", "rows.jsonl")
+
+
 def parsed(*words: str) -> dict[str, object]:
     made = parser()
     return made.parse_args(made.words([*TRAIN[1:], *words])).as_dict()
@@ -241,11 +251,12 @@ def test_a_field_of_the_trainer_may_be_a_flag_too() -> None:
     assert found == {"bf16": True, "learning_rate": -1, "tf32": True}
 
 
-def test_a_flag_before_a_positional_argument_leaves_it_alone() -> None:
+@pytest.mark.parametrize("flag", [["--trust-remote-code"], ["--trust-remote-code", "True"]])
+def test_a_flag_before_a_positional_argument_leaves_it_alone(flag: list[str]) -> None:
     from hafrm.cli.evaluate import parser as evaluation
 
     made = evaluation()
-    found = made.parse_args(made.words(["--trust-remote-code", "runs/a", "runs/b", "--data", "d", "--out", "o"]))
+    found = made.parse_args(made.words([*flag, "runs/a", "runs/b", "--data", "d", "--out", "o"]))
     assert found.trust_remote_code is True
     assert found.models == ["runs/a", "runs/b"]
 

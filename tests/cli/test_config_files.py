@@ -27,6 +27,10 @@ def read(*words: str) -> int:
     return options_of(Options, parser, parser.parse_args(list(words))).steps
 
 
+def test_a_commands_description_is_its_options_docstring() -> None:
+    assert command_parser(Options).description == "What a command takes."
+
+
 @pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "device", "folder"])
 def test_what_is_not_a_file_is_refused_at_once(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = tmp_path / "config.yaml"
@@ -52,6 +56,7 @@ def test_a_file_and_a_link_to_it_are_read(tmp_path: Path) -> None:
     assert read("--config", str(tmp_path / "config.yaml")) == 3
     assert read("--config", str(tmp_path / "link.yaml"), "--steps", "4") == 4
     assert read("--config", "{steps: 5}") == 5
+    assert read("--config", "{steps: 5} # " + "x" * 5000) == 5
 
 
 @pytest.mark.parametrize(

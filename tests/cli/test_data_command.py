@@ -130,6 +130,7 @@ def test_show_prints_the_licence_and_the_left_out_rows_of_a_named_set(
     assert "3 rows read, 1 kept" in printed
     assert "1 bad rows skipped: invalid_json" in printed
     assert "1 rows left out: " in printed
+    assert "left out: invalid_json" not in printed
     assert f"licence: {NAMED_SOURCES['hh-harmless'].licence}" in printed
     assert "columns not read" not in printed
 

@@ -137,16 +137,19 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd) -> None
     assert capfd.readouterr().err == "hafrm score: [Errno 28] No space left on device: 'scores.jsonl'\n"
 
 
+@pytest.mark.parametrize("words", [["score", "{run}", "--data", "{data}"], ["data", "check", "{data}", "--json"]])
 def test_a_reader_that_has_read_enough_ends_a_command_quietly(
-    run: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capfd
+    words: list[str], run: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capfd
 ) -> None:
-    """As in `hafrm score ... | head -1`: no error is printed, not even by the flush at exit."""
+    """As in `hafrm score ... | head -1`: no error is printed, not even by the flush at exit of a short output."""
+    (data,) = config.data
+    command = [word.format(run=run, data=data) for word in words]
     reader, writer = os.pipe()
     os.close(reader)
     capfd.readouterr()
     with os.fdopen(writer, "w") as broken:
         monkeypatch.setattr("sys.stdout", broken)
-        assert main(["score", str(run), "--data", *config.data]) == 1
+        assert main(command) == 1
         broken.flush()
     assert capfd.readouterr() == ("", "")
 

@@ -44,7 +44,7 @@ def _may_wait(path: Path) -> bool:
     try:
         opened = path.parent in (Path("/dev/fd"), Path("/proc/self/fd")) or path == Path("/dev/stdin")
         return path.exists() and not path.is_file() and not opened
-    except (OSError, ValueError):  # a config given as text
+    except OSError:  # a config given as text, longer than any name
         return False
 
 

@@ -129,7 +129,7 @@ def test_calibration_rows_may_be_in_memory(rows: list[Any], tmp_path: Path, monk
 
     monkeypatch.setattr("hafrm.evaluation.run.evaluate", run)
     found = hafrm.evaluate({"models": ["world/helpful"], "data": rows, "calibration_data": rows, "out": tmp_path})
-    assert seen == [rows]
+    assert hafrm.load_pairs(seen).pairs == hafrm.load_pairs(rows).pairs
     assert found._repr_html_() == ""
 
 

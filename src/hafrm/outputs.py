@@ -22,7 +22,7 @@ _DATA = frozenset({"data", "calibration_data"})
 _FILES = frozenset({"config", "suites", "samples", "chat_template", "prices", "cache"})
 
 
-def require_unread(out: Path, options: Any, config_files: Iterable[str] = ()) -> None:
+def require_unread(out: Path, options: Any, config_files: Iterable[str] = (), *, nested: bool = False) -> None:
     """Raise if writing would overwrite what a command reads: data, a template, a config, or a file of a model.
 
     This includes the models' bases and references, and the targets of links.
@@ -31,6 +31,7 @@ def require_unread(out: Path, options: Any, config_files: Iterable[str] = ()) ->
         out: The file to be written.
         options: The command's options, as a dataclass.
         config_files: The files from which the options were read.
+        nested: Whether a folder of data is read with the folders in it.
 
     Raises:
         ConfigError: `out` is read by an option, which is named, or can't be a file.
@@ -38,7 +39,7 @@ def require_unread(out: Path, options: Any, config_files: Iterable[str] = ()) ->
     place = atomic.resolved(out)
     for name, value in [*(("config", str(file)) for file in config_files), *_named(options)]:
         for path in map(_real, _files_of(name.rpartition(".")[2], value)):
-            if place == path or (name in _DATA and _is_of_folder(place, path)):
+            if place == path or (name in _DATA and _is_of_folder(place, path, nested=nested)):
                 raise ConfigError(f"--out {out} would overwrite what `{name}` reads ({value}). Give another path.")
     for name, value in _named(options):
         for folder in _folders_of(value) if name.rpartition(".")[2] in _MODELS else ():
@@ -115,11 +116,12 @@ def _files_of(option: str, value: str) -> Iterator[Path]:
         yield Path(value.rpartition("@")[2] if option == "suites" else value)
 
 
-def _is_of_folder(place: Path, folder: Path) -> bool:
-    """Return whether a file is one of a folder of data; only saved data sets have files in folders of their own."""
+def _is_of_folder(place: Path, folder: Path, *, nested: bool) -> bool:
+    """Return whether a file is one of a folder of data; saved data sets have a folder for each split."""
     if not (folder.is_dir() and place.is_file()):
         return False
-    return place.is_relative_to(folder) if (folder / SPLITS_FILE).is_file() else place.parent == folder
+    nested = nested or (folder / SPLITS_FILE).is_file()
+    return place.is_relative_to(folder) if nested else place.parent == folder
 
 
 def _folders_of(model: str) -> Iterator[Path]:

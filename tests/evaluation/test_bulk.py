@@ -262,6 +262,17 @@ def test_every_data_name_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ]
 
 
+def test_no_file_below_the_folder_that_is_scored_is_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ScorerChoice, "load", lambda self, model, options: LengthScorer())
+    rows_of(tmp_path / "in")
+    (tmp_path / "in" / "b" / "rows.jsonl").write_text(json.dumps({"prompt": "p", "response": "y"}) + "\n")
+    with pytest.raises(ConfigError, match="would overwrite"):
+        score_rows(ScoreConfig(model="m", data=str(tmp_path / "in"), out=str(tmp_path / "in" / "b" / "rows.jsonl")))
+    assert len((tmp_path / "in" / "b" / "rows.jsonl").read_text().splitlines()) == 1
+
+
 def test_a_bad_row_of_a_folder_is_named_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ScorerChoice, "load", lambda self, model, options: LengthScorer())
     rows_of(tmp_path / "in")

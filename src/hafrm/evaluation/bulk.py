@@ -111,7 +111,7 @@ def score_rows(config: ScoreConfig, *, config_files: Iterable[str] = ()) -> Scor
     """
     if config.out is not None:
         atomic.require_place(Path(config.out))
-        require_unread(Path(config.out), config, config_files)
+        require_unread(Path(config.out), config, config_files, nested=True)
     bounds = config.shard_bounds(sum(1 for _ in _rows(config)) if config.shard else sys.maxsize)
     loaded = config.load(config.model, config.score)
     scorer = with_errors(loaded)

@@ -54,8 +54,10 @@ class EvaluateConfig(ScorerChoice):
     score: ScoreOptions = field(default_factory=ScoreOptions)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         object.__setattr__(self, "data", data_names_of(self.data))
+        if self.calibration_data is not None:
+            object.__setattr__(self, "calibration_data", _one_name("calibration_data", self.calibration_data))
+        super().__post_init__()
         for name, values in (("models", self.models), ("data", [*self.data, *self.suites])):
             if not values:
                 raise ConfigError(f"{name}: give at least one{', or a suite' if name == 'data' else ''}.")
@@ -98,8 +100,8 @@ class ProbeConfig(ScorerChoice):
     """Fields of which at least one value must be given."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         object.__setattr__(self, "data", data_names_of(self.data))
+        super().__post_init__()
         for name in self.needed:
             if not getattr(self, name):
                 raise ConfigError(f"{name}: give at least one.")
@@ -138,10 +140,7 @@ class ScoreConfig(ScorerChoice):
     score: ScoreOptions = field(default_factory=ScoreOptions)
 
     def __post_init__(self) -> None:
-        names = data_names_of(self.data)
-        if len(names) != 1:
-            raise ConfigError(f"data: give one file, one folder or one list of rows, got {len(names)}.")
-        object.__setattr__(self, "data", names[0])
+        object.__setattr__(self, "data", _one_name("data", self.data))
         super().__post_init__()
         if is_server(self.model):
             require_server_options(self.model, self, self.score)
@@ -163,6 +162,14 @@ class ScoreConfig(ScorerChoice):
         if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
             raise ConfigError(f"shard must be I/N with I from 1 to N, such as 1/4, got {self.shard!r}")
         return rows * (int(number) - 1) // int(count), rows * int(number) // int(count)
+
+
+def _one_name(option: str, data: Any) -> str:
+    """Return the data name of an option that takes a single one."""
+    names = data_names_of(data)
+    if len(names) != 1:
+        raise ConfigError(f"{option}: give one file, one folder or one list of rows, got {len(names)}.")
+    return names[0]
 
 
 def _is_of_other_format(name: str) -> bool:

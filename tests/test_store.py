@@ -29,7 +29,39 @@ def test_two_commands_never_write_into_one_folder(beside: bool, tmp_path: Path) 
         assert str(folder) in other_process(folder, beside)
         assert "ConfigError" in other_process(folder, beside)
     assert other_process(folder, beside) == "in"
-    assert folder.exists() != beside
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_command_that_wrote_nothing_leaves_nothing(beside: bool, tmp_path: Path) -> None:
+    with alone(tmp_path / "new" / "out", beside=beside):
+        pass
+    with alone(tmp_path / "new" / "out", beside=True), alone(tmp_path / "new" / "out", beside=True):
+        (tmp_path / "new" / "out").mkdir()  # before loading a model, which failed
+    assert not list(tmp_path.iterdir())
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    with alone(mine, beside=beside):
+        pass
+    (mine / "file").write_text("")
+    with alone(mine, beside=beside):
+        pass
+    assert [path.name for path in (*tmp_path.iterdir(), *mine.iterdir())] == ["mine", "file"]
+
+
+def test_a_lock_that_was_removed_is_not_held_by_two_commands(tmp_path: Path) -> None:
+    """Each holder counts up and down alone; the folder is made and removed again and again."""
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+    code = (
+        "from pathlib import Path; from hafrm.store import alone\n"
+        f"folder, counter = Path({str(tmp_path / 'out')!r}), Path({str(counter)!r})\n"
+        "for _ in range(200):\n"
+        "    with alone(folder, wait=True):\n"
+        "        counter.write_text(str(int(counter.read_text()) + 1))"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
+    assert [each.wait(timeout=120) for each in running] == [0, 0, 0]
+    assert counter.read_text() == "600"
 
 
 def test_a_lock_beside_its_folder_can_be_taken_again_by_its_owner(tmp_path: Path) -> None:

@@ -11,15 +11,16 @@ Commands that can be interrupted and run again share these:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from hafrm import atomic
 from hafrm.errors import ConfigError, DataError
@@ -32,6 +33,8 @@ LOCK_FILE = ".lock"
 @contextmanager
 def alone(folder: Path, *, beside: bool = False, wait: bool = False) -> Iterator[None]:
     """Lock a command's output folder against other commands.
+
+    If nothing was written to the folder, the lock and the folders made for it are removed at the end.
 
     Args:
         folder: The folder; it is created unless the lock is next to it.
@@ -46,11 +49,11 @@ def alone(folder: Path, *, beside: bool = False, wait: bool = False) -> Iterator
     folder = folder.resolve()  # links and other spellings of a path lead to one lock
     inside = not beside or (folder.exists() and not (folder.name and os.access(folder.parent, os.W_OK)))
     place = folder / LOCK_FILE if inside else folder.with_name(f".{folder.name}{LOCK_FILE}")
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    before = _names(folder)
     try:
-        if inside:
-            folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(place, is_singleton=beside)
-        lock.acquire(timeout=-1 if wait else 0)
+        _acquire(lock, place.parent, timeout=-1 if wait else 0)
     except Timeout:
         raise ConfigError(f"Another command is writing to {folder}. Wait for it, or choose another --out.") from None
     except OSError as error:
@@ -58,7 +61,35 @@ def alone(folder: Path, *, beside: bool = False, wait: bool = False) -> Iterator
     try:
         yield
     finally:
+        if lock.lock_counter == 1 and _names(folder) == before:
+            _remove_unused(folder, place, made)
         lock.release()
+
+
+def _acquire(lock: BaseFileLock, home: Path, *, timeout: float) -> None:
+    for attempt in range(10):
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=timeout)
+            return
+        except FileNotFoundError:  # the lock's last owner wrote nothing, and has just removed the folder
+            if attempt == 9:
+                raise
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {LOCK_FILE} if folder.exists() else set()
+
+
+def _remove_unused(folder: Path, place: Path, made: Sequence[Path]) -> None:
+    """Delete the lock of a command that wrote nothing, and the folders made for it."""
+    with contextlib.suppress(OSError):  # Windows can't delete a file that is open
+        if place.parent != folder and folder in made and folder.exists():
+            folder.rmdir()  # while the lock keeps others from making it again
+        place.unlink()
+        for each in made:
+            if each.exists():
+                each.rmdir()
 
 
 def unwritable(folder: Path, error: OSError) -> ConfigError:

@@ -18,6 +18,7 @@ from hafrm.models.runinfo import RUN_FILE
 from hafrm.outputs import require_results, require_unread
 from hafrm.sampling.options import SampleConfig
 from hafrm.sampling.run import sample
+from hafrm.store import alone
 from tests.faults.runs import saved_run
 from tests.tiny import save_tiny
 
@@ -207,3 +208,40 @@ def test_a_model_that_is_not_here_is_said_not_to_be(desk: Path, capfd: pytest.Ca
     assert main(["score", "nowhere", "--data", "rows.jsonl", "--out", "out.jsonl"]) == 2
     assert "no such folder" in capfd.readouterr().err
     assert (desk / "run" / RUN_FILE).is_file()
+
+
+COMMANDS = {
+    "train": ["train", "--model", "MODEL", "--data", "pairs.jsonl", "--out", "OUT"],
+    "evaluate": ["evaluate", "MODEL", "--data", "pairs.jsonl", "--out", "OUT"],
+    "score": ["score", "MODEL", "--data", "rows.jsonl", "--out", "OUT/scored.jsonl"],
+    "probe": ["probe", "MODEL", "--data", "pairs.jsonl", "--out", "OUT"],
+    "sample": ["sample", "MODEL", "--data", "pairs.jsonl", "--out", "OUT"],
+    "best-of-n": ["best-of-n", "MODEL", "--samples", "candidates.jsonl", "--out", "OUT"],
+    "judge": ["judge", "candidates.jsonl", "--judge.kind", "local", "--judge.model", "MODEL", "--out", "OUT"],
+    "rlhf": ["rlhf", "MODEL", "--reward", "run", "--data", "pairs.jsonl", "--out", "OUT"],
+    "export": ["export", "MODEL", "--out", "OUT"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_mistyped_model_leaves_nothing_behind(
+    command: str, desk: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "out"
+    (desk / "candidates.jsonl").write_text(json.dumps({"prompt": "a", "responses": ["b", "c"]}) + "\n")
+    argv = [each.replace("OUT", str(out)).replace("MODEL", "mistyped") for each in COMMANDS[command]]
+    assert main(argv) == 2
+    assert "mistyped" in capfd.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["export", "probe"])
+def test_two_commands_do_not_write_into_one_folder(
+    command: str, desk: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    argv = [each.replace("OUT", str(tmp_path / "out")).replace("MODEL", "run") for each in COMMANDS[command]]
+    with alone(tmp_path / "out"):
+        assert main(argv) == 2
+    assert str(tmp_path / "out") in capfd.readouterr().err
+    assert main(argv) == 0
+    assert (tmp_path / "out").is_dir()

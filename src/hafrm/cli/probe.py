@@ -44,16 +44,25 @@ parser = parser_of(ProbeCommand, positional="models", lists=("models", "data", "
 def run(args: Namespace) -> None:
     """Probe, print a table per model, and write the page if a folder is given."""
     config = options_of(ProbeCommand, parser(), args, models=("models", "reference"), data=("data",))
+    if config.out is None:
+        _probe(config)
+        return
+    from hafrm.outputs import require_results
+    from hafrm.store import alone
+
+    written = ("results.json", "index.html", "table.md")
+    require_results(Path(config.out), config, written, "results.json", ("probes",), by="hafrm probe")
+    with alone(Path(config.out)):
+        _probe(config)
+
+
+def _probe(config: ProbeCommand) -> None:
     from hafrm.cli.printing import print_findings
     from hafrm.evaluation.probes import probe
-    from hafrm.outputs import require_results
     from hafrm.report.findings import write_findings
     from hafrm.report.probes import probe_findings
     from hafrm.training.manifest import environment
 
-    if config.out is not None:
-        written = ("results.json", "index.html", "table.md")
-        require_results(Path(config.out), config, written, "results.json", ("probes",), by="hafrm probe")
     with ProgressLine("probing"):
         found = probe(config) if config.models else []
         if config.judge is not None:

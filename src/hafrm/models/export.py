@@ -35,6 +35,7 @@ from hafrm.models.options import ExportConfig
 from hafrm.models.runinfo import RunInfo, read_manifest, require_outside_models, require_undamaged
 from hafrm.models.sources import ADAPTER_CONFIG, read_config
 from hafrm.models.stock import loading, quiet_transformers, require_whole
+from hafrm.store import alone
 
 Task = Literal["SEQ_CLS", "CAUSAL_LM"]
 
@@ -48,7 +49,7 @@ def export(config: ExportConfig) -> list[Path]:
     Raises:
         ModelError: the folder is not a finished run, a weight is not finite, or a head has no stock class. The other
             head may have been exported.
-        ConfigError: the target is in a model's folder, or contains files that are not an export's.
+        ConfigError: the target is in a model's folder, or contains other files than an export's, or is in use.
         DamagedError: the run's files have changed.
         UnwritableError: the disk is full, or the folder can't be written to.
     """
@@ -59,11 +60,16 @@ def export(config: ExportConfig) -> list[Path]:
         raise ModelError(
             f"{run} contains only adapters: it is a checkpoint of an unfinished run. Export a finished run."
         )
-    manifest = read_manifest(run)
     for name in ("policy", "reward"):
         _require_own(out / name)
         if out.resolve() != (run / "export").resolve():  # known to be none of the run's files
             require_outside_models(out / name)
+    with alone(out):
+        return _export_heads(config, info, out)
+
+
+def _export_heads(config: ExportConfig, info: RunInfo, out: Path) -> list[Path]:
+    manifest = read_manifest(Path(config.run))
     written = []
     if info.policy_ratio:  # first: every model has a causal class, but not a classifier
         card = policy_card(info, manifest)

@@ -96,7 +96,7 @@ def _own_files(folder: Path) -> set[Path]:
     for checkpoint in folder.glob("checkpoint-*"):
         if _CHECKPOINT.fullmatch(checkpoint.name) and _is_own_model(checkpoint):
             own |= _written(checkpoint, _OF_A_CHECKPOINT)
-    own |= _half_written(folder / "export")
+    own |= _half_written(folder / "export") | {each for each in [folder / "export" / LOCK_FILE] if each.is_file()}
     for export in (folder / "export" / "reward", folder / "export" / "policy"):
         card = export / CARD_FILE
         if card.is_file() and CARD_MARK in card.read_text(encoding="utf-8", errors="replace"):

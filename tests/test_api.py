@@ -6,12 +6,14 @@ import json
 import re
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TrainerCallback
 
 import hafrm
 from hafrm.errors import ConfigError, HafrmError
@@ -186,3 +188,46 @@ def test_losses_and_metrics_of_ones_own(
         hafrm.register_metric("level", lambda chosen, rejected: chosen)
     with pytest.raises(ValueError, match="identifier"):
         hafrm.register_metric("no name", lambda chosen, rejected: chosen)
+
+
+def test_calls_from_several_threads_do_what_calls_one_after_another_do(
+    base: Path, rows: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers can't build several models at once: their weights may be lost, in later calls too."""
+    building: list[str] = []
+    most: list[int] = []
+    build = PreTrainedModel.from_pretrained.__func__
+
+    def slowly(kind: type, *args: Any, **options: Any) -> Any:
+        building.append(kind.__name__)
+        time.sleep(0.02)
+        made = build(kind, *args, **options)
+        most.append(len(building))
+        building.pop()
+        return made
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(slowly))
+
+    def train(name: str) -> dict[str, torch.Tensor]:
+        hafrm.train({**QUICK, "model": str(base), "data": rows, "out": str(tmp_path / name)})
+        return weights(tmp_path / name)
+
+    def score(name: str) -> str:
+        hafrm.score({"model": str(tmp_path / "alone"), "data": rows, "out": str(tmp_path / name)})
+        return (tmp_path / name).read_text()
+
+    def load(name: str) -> list[float | None]:
+        scorer = hafrm.load_scorer(str(tmp_path / "alone"))
+        return scorer.score([("a", name)] * 2)
+
+    expected, scores = train("alone"), score("alone.jsonl")
+    with ThreadPoolExecutor(8) as pool:
+        trained = [pool.submit(train, f"run{n}") for n in range(2)]
+        scored = [pool.submit(score, f"scores{n}.jsonl") for n in range(3)]
+        loaded = [pool.submit(load, "b") for _ in range(3)]
+    for each in trained:
+        torch.testing.assert_close(each.result(), expected, rtol=0, atol=0)
+    assert [each.result() for each in scored] == [scores] * 3
+    assert [each.result() for each in loaded] == [load("b")] * 3
+    assert len(most) > 8
+    assert max(most) == 1

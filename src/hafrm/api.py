@@ -1,12 +1,14 @@
 """The Python API: the commands as functions, which take their options as a dataclass or as a dictionary.
 
 A dictionary is checked like the command line: unknown names and wrong types or values raise the same errors, and
-missing paths are found before torch is loaded.
+missing paths are found before torch is loaded. Calls from several threads run one after another, since torch and
+transformers keep settings per process.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -47,7 +49,9 @@ def train(config: TrainConfig | Mapping[str, Any], **options: Any) -> TrainResul
 
     if isinstance(config, Mapping) and "model" not in config and options.get("model") is not None:
         config = {**config, "model": "."}  # replaced by the argument
-    return run(config_of(TrainConfig, config, data=("data", "eval_data")), **options)
+    checked = config_of(TrainConfig, config, data=("data", "eval_data"))
+    with _one_thread():
+        return run(checked, **options)
 
 
 def evaluate(config: EvaluateConfig | Mapping[str, Any], **options: Any) -> EvaluationResults:
@@ -70,7 +74,8 @@ def evaluate(config: EvaluateConfig | Mapping[str, Any], **options: Any) -> Eval
     from hafrm.evaluation.run import evaluate as run
 
     checked = config_of(EvaluateConfig, config, models=("models", "reference"), data=("data", "calibration_data"))
-    return EvaluationResults(**vars(run(checked, **options)))
+    with _one_thread():
+        return EvaluationResults(**vars(run(checked, **options)))
 
 
 def score(config: ScoreConfig | Mapping[str, Any]) -> ScoreCounts:
@@ -85,7 +90,9 @@ def score(config: ScoreConfig | Mapping[str, Any]) -> ScoreCounts:
     """
     from hafrm.evaluation.bulk import score_rows
 
-    return score_rows(config_of(ScoreConfig, config, models=("model", "reference"), data=("data",)))
+    checked = config_of(ScoreConfig, config, models=("model", "reference"), data=("data",))
+    with _one_thread():
+        return score_rows(checked)
 
 
 def export(config: ExportConfig | Mapping[str, Any]) -> list[Path]:
@@ -103,7 +110,16 @@ def export(config: ExportConfig | Mapping[str, Any]) -> list[Path]:
     """
     from hafrm.models.export import export as run
 
-    return run(config_of(ExportConfig, config, models=("run",)))
+    checked = config_of(ExportConfig, config, models=("run",))
+    with _one_thread():
+        return run(checked)
+
+
+def _one_thread() -> AbstractContextManager[Any]:
+    """Return the lock with which calls from several threads run one after another."""
+    from hafrm.models.stock import ONE_THREAD
+
+    return ONE_THREAD
 
 
 def config_of(

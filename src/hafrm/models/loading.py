@@ -36,7 +36,7 @@ from hafrm.models.remote import RemoteScorer, is_server
 from hafrm.models.runinfo import RunInfo, is_run, require_as_saved
 from hafrm.models.scorers import HybridScorer, LogProbScorer, Scorer, StockScorer
 from hafrm.models.sources import adapter_source, require_place, root_model
-from hafrm.models.stock import attach_adapters, load_causal_lm, load_whole, loading, with_lm_head
+from hafrm.models.stock import ONE_THREAD, attach_adapters, load_causal_lm, load_whole, loading, with_lm_head
 from hafrm.models.tokenizers import load_tokenizer, require_same_tokenizer, resize_embeddings
 from hafrm.packing import pad_rows
 
@@ -78,6 +78,13 @@ def load_scorer(
     if is_server(model):
         require_plain(model, choice)
         return RemoteScorer(model, batch_size=options.batch_size)
+    with ONE_THREAD:
+        return _load_here(model, choice, options)
+
+
+def _load_here(model: str, choice: ScorerChoice, options: ScoreOptions) -> Scorer:
+    """Load a scorer whose model runs in this process; see `load_scorer`."""
+    head, reference, trust_remote_code = choice.head, choice.reference, choice.trust_remote_code
     for each in filter(None, (model, reference)):
         require_place(each)
     require_as_saved(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -42,9 +43,21 @@ def not_here(model: str) -> str:
     return "" if Path(model).exists() else " There is no such folder here."
 
 
+ONE_THREAD = threading.RLock()
+"""Held while models are built or a function of the Python API runs: torch and transformers keep settings per process,
+such as the default dtype, seeds and how tensors are created, that other threads would change or inherit.
+"""
+
+
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' progress bars and its report of the other head as an unexpected key."""
+    """Silence transformers' progress bars and its report of the other head as an unexpected key, in one thread."""
+    with ONE_THREAD, _quiet():
+        yield
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()

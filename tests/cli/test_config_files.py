@@ -71,6 +71,31 @@ def test_a_key_given_twice_is_refused(text: str, tmp_path: Path, capsys: pytest.
         assert "given twice" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "steps: 3\nmore: &m [*m]",
+        "steps: 3\nmore: &m {a: {b: *m}}",
+        "steps: 3\na0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40)),
+        "steps: " + "[" * 5000 + "]" * 5000,
+    ],
+    ids=["in itself", "deep in itself", "doubled often", "deep"],
+)
+def test_a_file_that_can_not_be_written_without_aliases_is_refused(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(SystemExit) as caught:
+        read("--config", str(tmp_path / "config.yaml"))
+    assert caught.value.code == 2
+    assert "config" in capsys.readouterr().err
+
+
+def test_aliases_are_read(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("steps: &n 7\n")
+    assert read("--config", str(tmp_path / "config.yaml")) == 7
+
+
 @pytest.mark.skipif(not Path("/dev/fd").exists(), reason="no open files by number here")
 def test_process_substitution_is_read() -> None:
     reader, writer = os.pipe()

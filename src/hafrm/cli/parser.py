@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn, get_origin, get_type_hints
 
@@ -29,31 +31,49 @@ _VALUE = re.compile(r'Parser key "(?P<key>[\w.]+)"(?: element \d+)?:.*(?:Got|Giv
 _UNEXPECTED = re.compile(r"(?:does not accept option|Option|[Kk]ey) '(?P<key>[\w.-]+)'")
 _CHOICE = re.compile(r"argument (?P<name>\S+): invalid choice: '(?P<given>.*?)' \(choose from (?P<known>.*)\)")
 
+_LARGEST = 100_000
+"""Maximum number of nodes of a YAML text whose aliases are written out."""
+
 _SHORT = {"lr": "learning_rate", "epochs": "num_train_epochs", "steps": "max_steps"}
 """Usual short names of options."""
 
 
 def _load(text: str) -> Any:
-    """Read YAML; raise YAMLError if it is invalid or repeats a key, whose last value would silently be kept."""
-    waiting, seen = [yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))], set()
-    while waiting:
-        node = waiting.pop()
-        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
-            continue
-        seen.add(id(node))  # aliases share nodes
-        if isinstance(node, yaml.SequenceNode):
-            waiting += node.value
-            continue
-        names: set[str] = set()
-        for key, value in node.value:
-            waiting += [key, value]
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            if key.value in names:
-                problem = f"{key.value} is given twice; remove one, such as that"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            names.add(key.value)
+    """Read YAML; raise YAMLError if it is invalid, repeats a key, whose last value would silently be kept, or can't be
+    written without aliases in reasonable length.
+    """
+    try:
+        _expanded_size(yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)), {})
+    except RecursionError:
+        raise yaml.MarkedYAMLError(problem="it is nested too deeply") from None
     return _lenient(text)
+
+
+def _expanded_size(node: yaml.Node | None, sizes: dict[int, float]) -> float:
+    """Return the number of nodes under a node, counting what an alias refers to each time; raise as `_load` does."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in sizes:
+        sizes[id(node)] = math.inf  # until its children are counted: one of them may be an alias of the node
+        if isinstance(node, yaml.MappingNode):
+            _require_unique_keys(node)
+        children = chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else node.value
+        sizes[id(node)] = 1 + sum(_expanded_size(each, sizes) for each in children)
+    if sizes[id(node)] > _LARGEST:
+        problem = "its aliases contain themselves or make it too large"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+    return sizes[id(node)]
+
+
+def _require_unique_keys(node: yaml.MappingNode) -> None:
+    names: set[str] = set()
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            continue
+        if key.value in names:
+            problem = f"{key.value} is given twice; remove one, such as that"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+        names.add(key.value)
 
 
 _lenient = get_loader("yaml")

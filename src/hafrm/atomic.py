@@ -137,9 +137,9 @@ def require_plain(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
+    """Write a text file atomically; lone surrogates, such as bytes of file names that are not UTF-8, are escaped."""
     with new_file(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def json_text(value: Any, **form: Any) -> str:
@@ -156,7 +156,8 @@ def json_text(value: Any, **form: Any) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON atomically; see `json_text`."""
-    write_text(path, json_text(value, indent=2, ensure_ascii=False) + "\n")
+    with new_file(path) as file:
+        file.write(_encoded(value, indent=2) + b"\n")
 
 
 def json_line(row: Mapping[str, Any], **form: Any) -> bytes:
@@ -164,10 +165,14 @@ def json_line(row: Mapping[str, Any], **form: Any) -> bytes:
 
     Non-finite numbers become null; see `json_text`.
     """
+    return _encoded(row, default=str, **form) + b"\n"
+
+
+def _encoded(value: Any, **form: Any) -> bytes:
     try:
-        return json_text(row, ensure_ascii=False, default=str, **form).encode() + b"\n"
+        return json_text(value, ensure_ascii=False, **form).encode()
     except UnicodeEncodeError:  # lone surrogates must be escaped
-        return json_text(row, default=str, **form).encode() + b"\n"
+        return json_text(value, **form).encode()
 
 
 def has_non_finite(value: Any) -> bool:
@@ -223,6 +228,17 @@ def require_folder(path: Path) -> None:
             if place != path:
                 require_place(path)
             return
+
+
+def require_utf8(path: Path) -> None:
+    """Raise ConfigError if a model's folder has a path that the libraries that read and write weights can't open."""
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"{_shown(path.absolute())}: a model's folder needs a path that is valid UTF-8. Rename the part that is "
+            "not, or choose another folder."
+        ) from None
 
 
 def require_place(path: Path) -> None:

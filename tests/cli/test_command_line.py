@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
@@ -293,3 +294,18 @@ def test_comparisons_are_one_table(tmp_path: Path, capfd: pytest.CaptureFixture[
     printed = capfd.readouterr().out
     assert "Differences in accuracy" in printed
     assert "run0 - run1" in printed
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_output_that_its_encoding_lacks_is_escaped(
+    encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In terminals with an old encoding, and for file names that are not valid UTF-8 anywhere."""
+    path = tmp_path / os.fsdecode("snow ❄ caf".encode() + b"\xe9.jsonl")
+    path.write_text(json.dumps({"prompt": "¿Qué?", "chosen": "雪", "rejected": "❄"}) + "\n", encoding="utf-8")
+    for command in (["data", "show", str(path)], ["data", "check", str(path)]):
+        written = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding, write_through=True))
+        assert main(command) == 0
+        assert b"\\udce9" in written.getvalue()
+        assert encoding == "utf-8" or b"\\u2744" in written.getvalue()

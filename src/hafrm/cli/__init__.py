@@ -7,6 +7,7 @@ Errors that hafrm raises on purpose become one clear line on standard error and 
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from argparse import SUPPRESS
@@ -74,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     module = importlib.import_module(f"hafrm.cli.{command.replace('-', '_')}")
     parser: Parser = module.parser()
     parser.prog = f"hafrm {command}"
+    _escape_unprintable()
     try:
         args = parser.parse_args(parser.words(argv[1:]))  # exits with status 2 if the command line is invalid
         status: int = module.run(args) or 0
@@ -91,6 +93,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"hafrm {command}: {error}", file=sys.stderr)  # noqa: T201
         return 2
+
+
+def _escape_unprintable() -> None:
+    """Let output show characters that the terminal's encoding lacks, and bytes of file names, as escapes."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # standard error does so by default
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _without_command(argv: Sequence[str]) -> int:

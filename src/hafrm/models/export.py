@@ -60,6 +60,7 @@ def export(config: ExportConfig) -> list[Path]:
         raise ModelError(
             f"{run} contains only adapters: it is a checkpoint of an unfinished run. Export a finished run."
         )
+    atomic.require_utf8(out)
     for name in ("policy", "reward"):
         _require_own(out / name)
         if out.resolve() != (run / "export").resolve():  # known to be none of the run's files

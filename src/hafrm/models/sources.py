@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from hafrm import atomic
 from hafrm.errors import ModelError, first_line
 from hafrm.hub import work_offline_if_unreachable
 from hafrm.models.checksums import ADAPTER_FILE, ADAPTER_FOLDER, INDEX_FILE, WHOLE_FILE
@@ -36,9 +37,11 @@ def require_place(model: str) -> None:
     Raises:
         ModelError: there is no such folder, and the message suggests similar ones in the same place; or the folder
         contains models in subfolders.
+        ConfigError: the folder's path is not valid UTF-8.
     """
     path = Path(model)
     if path.exists():
+        atomic.require_utf8(path)
         _require_one_model(path)
         return
     parts = model.split("/")

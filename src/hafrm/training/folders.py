@@ -32,6 +32,7 @@ def claim_folder(
         ConfigError: the folder is not free for this run; the message says why.
     """
     atomic.require_folder(folder)
+    atomic.require_utf8(folder)
     require_outside_models(folder)
     _refuse_inputs_in(folder, inputs)
     manifest = read_manifest(folder)

@@ -70,6 +70,7 @@ def pretrain(config: PretrainConfig, say: Callable[[str], None] = lambda line: N
     """
     folder = Path(config.out)
     atomic.require_folder(folder)
+    atomic.require_utf8(folder)
     require_outside_models(folder)
     asked = {"config": json.loads(json.dumps(config.asked())), "texts": [_sha256(file) for file in config.data]}
     if finished := _finished(folder, asked):

@@ -32,7 +32,7 @@ def test_two_commands_never_write_into_one_folder(beside: bool, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("beside", [False, True])
-def test_a_command_that_wrote_nothing_leaves_nothing(beside: bool, tmp_path: Path) -> None:
+def test_no_lock_remains_nor_a_folder_in_which_nothing_was_written(beside: bool, tmp_path: Path) -> None:
     with alone(tmp_path / "new" / "out", beside=beside):
         pass
     with alone(tmp_path / "new" / "out", beside=True), alone(tmp_path / "new" / "out", beside=True):

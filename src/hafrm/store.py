@@ -34,7 +34,7 @@ LOCK_FILE = ".lock"
 def alone(folder: Path, *, beside: bool = False, wait: bool = False) -> Iterator[None]:
     """Lock a command's output folder against other commands.
 
-    If nothing was written to the folder, the lock and the folders made for it are removed at the end.
+    At the end the lock is removed, and if nothing was written to the folder, also the folders made for it.
 
     Args:
         folder: The folder; it is created unless the lock is next to it.
@@ -50,7 +50,6 @@ def alone(folder: Path, *, beside: bool = False, wait: bool = False) -> Iterator
     inside = not beside or (folder.exists() and not (folder.name and os.access(folder.parent, os.W_OK)))
     place = folder / LOCK_FILE if inside else folder.with_name(f".{folder.name}{LOCK_FILE}")
     made = [each for each in (folder, *folder.parents) if not each.exists()]
-    before = _names(folder)
     try:
         lock = FileLock(place, is_singleton=beside)
         _acquire(lock, place.parent, timeout=-1 if wait else 0)
@@ -61,8 +60,8 @@ def alone(folder: Path, *, beside: bool = False, wait: bool = False) -> Iterator
     try:
         yield
     finally:
-        if lock.lock_counter == 1 and _names(folder) == before:
-            _remove_unused(folder, place, made)
+        if lock.lock_counter == 1:
+            _remove_lock(folder, place, made)
         lock.release()
 
 
@@ -77,15 +76,15 @@ def _acquire(lock: BaseFileLock, home: Path, *, timeout: float) -> None:
                 raise
 
 
-def _names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} - {LOCK_FILE} if folder.exists() else set()
+def _remove_lock(folder: Path, place: Path, made: Sequence[Path]) -> None:
+    """Delete a lock that is held, and those of the folders made for it that are empty.
 
-
-def _remove_unused(folder: Path, place: Path, made: Sequence[Path]) -> None:
-    """Delete the lock of a command that wrote nothing, and the folders made for it."""
-    with contextlib.suppress(OSError):  # Windows can't delete a file that is open
-        if place.parent != folder and folder in made and folder.exists():
+    Another command may be opening the file: filelock notices that it was deleted, and tries again.
+    """
+    with contextlib.suppress(OSError):
+        if place.parent != folder and folder in made:
             folder.rmdir()  # while the lock keeps others from making it again
+    with contextlib.suppress(OSError):  # Windows can't delete a file that is open
         place.unlink()
         for each in made:
             if each.exists():

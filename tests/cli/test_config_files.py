@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
@@ -103,3 +104,57 @@ def test_process_substitution_is_read() -> None:
     os.close(writer)
     assert read("--config", f"/dev/fd/{reader}") == 6
     os.close(reader)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Options of a group."""
+
+    rate: float = 0.5
+    """A number."""
+
+    kind: Literal["a", "b"] = "a"
+    """One of two."""
+
+    limit: int | None = None
+    """A number, or none."""
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """Options with a group of options and an open mapping."""
+
+    group: Group = Group()
+    """The group."""
+
+    more: dict[str, Any] = field(default_factory=dict)
+    """Any further options."""
+
+
+def read_group(text: str) -> Grouped:
+    parser = command_parser(Grouped)
+    return options_of(Grouped, parser, parser.parse_args(["--config", text]))
+
+
+def test_a_group_without_options_has_its_defaults() -> None:
+    assert read_group("group:\nmore:\n") == Grouped()
+    assert read_group("group: {limit: null, rate: 1}") == Grouped(Group(rate=1.0))
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        *((f"group: {wrong}", "group") for wrong in ("4", "[1]", "true", "x", "''", "2.5")),
+        *((f"more: {wrong}", "more") for wrong in ("4", "[1]", "x")),
+        *((f"group: {{{each}: null}}", f"group.{each}") for each in ("rate", "kind")),
+    ],
+)
+def test_a_value_that_is_not_an_options_is_refused_by_name(
+    text: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    for given in (str(tmp_path / "config.yaml"), text):
+        with pytest.raises(SystemExit) as caught:
+            read_group(given)
+        assert caught.value.code == 2
+        assert f"--{name} must be " in capsys.readouterr().err

@@ -111,6 +111,7 @@ def options_of(
         data: Fields with data names, which are also checked before torch is loaded.
         made: Values of fields that were not parsed.
     """
+    parser.require_values(args)
     _refuse_nameless(args, [*models, *data, "out"])
     for name in _named(args, data):
         require_source(name)

@@ -17,7 +17,7 @@ from functools import cache
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn, get_origin, get_type_hints
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, get_loader, set_loader
@@ -29,6 +29,7 @@ _BOOLEANS = ("true", "false", "yes", "no", "on", "off", "1", "0")
 
 _VALUE = re.compile(r'Parser key "(?P<key>[\w.]+)"(?: element \d+)?:.*(?:Got|Given) value: (?P<value>.*)', re.DOTALL)
 _UNEXPECTED = re.compile(r"(?:does not accept option|Option|[Kk]ey) '(?P<key>[\w.-]+)'")
+_UNREAD = re.compile(r"Parser key \"(?P<key>[\w.]+)\":\s+Unable to load config '(?P<value>.*?)'")
 _CHOICE = re.compile(r"argument (?P<name>\S+): invalid choice: '(?P<given>.*?)' \(choose from (?P<known>.*)\)")
 
 _LARGEST = 100_000
@@ -114,6 +115,11 @@ class Parser(ArgumentParser):
                 words.append(f"{name}{equals}{value}")
         return words
 
+    def _groups(self) -> set[str]:
+        """Return the names of options whose values are mappings."""
+        opened = {name.removeprefix("--") for name, kind in self.names().items() if kind and _is_open(kind)}
+        return opened | {action.dest.partition(".")[0] for action in self._actions if "." in action.dest}
+
     def _has_positionals(self) -> bool:
         return any(not action.option_strings for action in self._actions)
 
@@ -149,6 +155,13 @@ class Parser(ArgumentParser):
                     found |= _nested(each, name)
         return found
 
+    def require_values(self, args: Any) -> None:
+        """Exit with status 2 if an option is null that needs a value, as jsonargparse allows."""
+        for name, kind in self.names().items():
+            dest = name.removeprefix("--")
+            if kind is not None and type(None) not in get_args(kind) and args.get(dest, kind) is None:
+                self.error(f"{name} must be {described(kind)}, got null")
+
     def _require_known(self, name: str) -> None:
         names = self.names()
         parent, _, field = name.partition(".")
@@ -173,11 +186,17 @@ class Parser(ArgumentParser):
         return f" Did you mean {' or '.join(f'--{each}' for each in near[:3])}?" if near else ""
 
     def _apply_actions(self, cfg: Any, *args: Any, **kwargs: Any) -> Any:
-        """Read `data: train.jsonl`, in a file or dictionary, as a list of one if the option takes several values."""
+        """Read `data: train.jsonl`, in a file or dictionary, as a list of one if the option takes several values, and
+        `score:` without a value as no options of this group.
+        """
         if isinstance(cfg, dict):
+            groups = self._groups()
+            cfg = {name: value for name, value in cfg.items() if value is not None or name not in groups}
             several = {action.dest for action in self._actions if action.nargs == "+" or _has_list(action)}
-            for name in several & {name for name, value in cfg.items() if isinstance(value, dict | int | float)}:
-                raise TypeError(f'Parser key "{name}": Got value: {cfg[name]}')  # jsonargparse would fail unclearly
+            for name, value in cfg.items():
+                wrong = dict | int | float if name in several else list | int | float
+                if name in several | groups and isinstance(value, wrong):
+                    raise TypeError(f'Parser key "{name}": Got value: {value}')  # jsonargparse would fail unclearly
             cfg = {
                 name: [value] if name in several and isinstance(value, str) else value for name, value in cfg.items()
             }
@@ -195,10 +214,13 @@ class Parser(ArgumentParser):
     def _reworded(self, message: str) -> str:
         if refused := _VALUE.search(message):
             key, value = refused["key"], refused["value"].strip().splitlines()[0]
-            kinds = self.names() | {action.dest: str for action in self._actions if not action.option_strings}
+            kinds = self.names() | {f"--{group}": dict for group in self._groups()}
+            kinds |= {action.dest: str for action in self._actions if not action.option_strings}
             name = key if key in kinds else f"--{key}"
             if (kind := kinds.get(name)) is not None:
                 return f"{name} must be {described(kind)}, got {value}{nearest(kind, value)}"
+        if unread := _UNREAD.search(message):
+            return f"--{unread['key']} must be a mapping, or the path of a file with one, got {unread['value']}"
         if unexpected := _UNEXPECTED.search(message):
             key = unexpected["key"]
             return f"--config has {key}, which is not an option.{self._suggestion(key)}".rstrip(".")

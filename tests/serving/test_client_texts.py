@@ -220,6 +220,14 @@ def test_a_reranked_document_may_end_with_the_stop_token(scorer: HybridScorer, c
 def test_ids_out_of_the_vocabulary_have_no_reward(sent: list[int], client: httpx.Client) -> None:
     answer = client.post("/classify", json={"input": sent})
     assert (answer.status_code, answer.json()["error"]["type"]) == (400, "wrong_type")
+    assert "from 0 to" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("sent", ["", []], ids=str)
+def test_inputs_without_tokens_to_score_are_refused_with_the_reason(sent: Any, client: httpx.Client) -> None:
+    answer = client.post("/classify", json={"input": [sent]})
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "empty_response")
+    assert "at least two" in answer.json()["error"]["message"]
 
 
 def test_a_byte_level_tokenizer_is_lossless_and_a_sentencepiece_like_one_is_not() -> None:

@@ -190,6 +190,15 @@ def test_a_server_has_several_models_by_name(two: tuple[httpx.Client, dict[str, 
         assert "first, second" in answer.json()["error"]["message"]
 
 
+def test_a_path_and_a_field_that_name_two_models_are_refused(two: tuple[httpx.Client, dict[str, HybridScorer]]) -> None:
+    client, _ = two
+    sent = {"query": [rendered(CONVERSATIONS[0])]}
+    assert client.post("/first/get_reward", json=sent | {"model": "first"}).status_code == 200
+    answer = client.post("/first/get_reward", json=sent | {"model": "second"})
+    assert answer.status_code == 400
+    assert "second" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("path", ["/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank"])
 def test_a_models_name_takes_no_path_from_a_protocol(
     path: str, two: tuple[httpx.Client, dict[str, HybridScorer]]

@@ -33,7 +33,7 @@ class Protocol:
         """Add the route of a path, for the model of this name, or for the one that a request names."""
 
         async def endpoint(request):  # type: ignore[no-untyped-def]
-            served = service.model(name or request.model)
+            served = service.model(request.model, path=name)
             if not self.scores:
                 return await service.read(served, partial(self.answer, request))
             inputs = partial(request.inputs, served.bare_response)

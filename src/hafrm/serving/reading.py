@@ -150,7 +150,8 @@ class Reader:
         if isinstance(item, TokenIds):
             rows = len(self.encoder.tokenizer)  # type: ignore[arg-type]
             if not all(0 <= token < rows for token in item.ids):
-                return Reading(tokens=len(item.ids), unscored=BadRowReason.WRONG_TYPE.value)
+                fault = f"Token ids of this model are from 0 to {rows - 1}."
+                return Reading(tokens=len(item.ids), unscored=BadRowReason.WRONG_TYPE.value, fault=fault)
             if self.encoder.scored_at == "template":
                 return self._of_ids(*self._frame.restored_ids(item.ids), border=None)
             item = str(self._frame.tokenizer.decode(item.ids, skip_special_tokens=False))
@@ -189,7 +190,8 @@ class Reader:
         """Read a whole conversation's ids, of which the first `border` are the prompt's; None if unknown."""
         limit, tokens = self.encoder.max_length, len(ids)
         if tokens < 2:  # a reward needs a token with another before it
-            return Reading(tokens=tokens, unscored=BadRowReason.EMPTY_RESPONSE.value)
+            fault = f"It has {tokens} tokens; a reward needs at least two."
+            return Reading(tokens=tokens, unscored=BadRowReason.EMPTY_RESPONSE.value, fault=fault)
         truncated = tokens > limit
         if truncated and (self.encoder.overlong == "drop" or (border or 0) >= limit):
             return self._overlong(tokens)

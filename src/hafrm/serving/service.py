@@ -213,14 +213,24 @@ class RewardService:
         """Whether requests can be scored by every model."""
         return all(model.batcher.ready for model in self.models.values())
 
-    def model(self, name: str | None) -> ServedModel:
+    def model(self, name: str | None, *, path: str | None = None) -> ServedModel:
         """Return the model of a request by its name.
 
-        A server with one model accepts any name: trainers send their own path, or a fixed word.
+        A server with one model accepts any name: trainers send their own path, or a fixed word. So does a path that
+        begins with a model's name.
+
+        Args:
+            name: The name in the request's body.
+            path: The name with which the request's path begins.
 
         Raises:
-            RequestError: there are several models, and the name is missing or unknown.
+            RequestError: there are several models, and the name is missing or unknown, or the path names another one.
         """
+        if path is not None:
+            if name in self.models and name != path:
+                problem = f"The path names the model {path}, but the field `model` names {name}. Name one of them."
+                raise RequestError(400, "ambiguous", problem)
+            return self.models[path]
         first, *others = self.models.values()
         if not others:
             return first

@@ -13,6 +13,7 @@ from hafrm.errors import ConfigError, ModelError
 from hafrm.models.loading import load_log_prob_scorer, load_scorer
 from hafrm.models.options import ScoreOptions
 from hafrm.models.scorers import StockScorer
+from hafrm.pairs import Conversation
 from hafrm.templates import DEFAULT_CHAT_TEMPLATE
 from tests.tiny import save_tiny, some_pairs, tiny_tokenizer
 
@@ -38,6 +39,31 @@ def test_a_classifier_that_lacks_weights_does_not_score(lost: str, tmp_path: Pat
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=rf"lacks weights of LlamaForSequenceClassification: {lost}.*reward model"):
         load_scorer(str(folder))
+
+
+def test_tokens_that_the_embeddings_lack_are_scored_as_the_mean_of_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in causal models: tokens were added to the tokenizer, but not to the model."""
+    folder = stock_reward_model(tmp_path)
+    before = load_scorer(str(folder)).score(CONVERSATIONS)
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["xyzzy"])
+    tokenizer.save_pretrained(folder)
+    with caplog.at_level("WARNING", "hafrm"):
+        scorer = load_scorer(str(folder))
+    assert "xyzzy" in caplog.text
+    assert scorer.score(CONVERSATIONS) == pytest.approx(before, abs=1e-6)
+    conversation = Conversation.of("Say xyzzy.", "xyzzy!")
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    embeddings = model.model.embed_tokens.weight
+    messages = [turn.as_dict() for turn in conversation.turns]
+    ids = torch.tensor(tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"])
+    known = torch.where(ids < len(embeddings), ids, 0)
+    vectors = torch.where((ids < len(embeddings))[:, None], embeddings[known], embeddings.mean(dim=0))
+    with torch.no_grad():
+        expected = model.score(model.model(inputs_embeds=vectors[None]).last_hidden_state[:, -1]).item()
+    assert scorer.score([conversation]) == pytest.approx([expected], abs=1e-5)
 
 
 def test_a_head_of_another_shape_does_not_score(tmp_path: Path) -> None:

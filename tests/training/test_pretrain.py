@@ -213,6 +213,11 @@ def test_what_can_not_be_trained_on_is_a_named_error(prose: str, tmp_path: Path)
         bad = written(tmp_path / "bad.jsonl", [row])
         with pytest.raises(DataError, match=r"bad\.jsonl, row 1: a row for pretraining"):
             list(read_texts([bad], held_out=False))
+    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "\ud800"}]
+    for row in ({"text": "a\ud800"}, {"messages": talk}):
+        bad = written(tmp_path / "bad.jsonl", [{"text": "a"}, row])
+        with pytest.raises(DataError, match=r"bad\.jsonl, row 2: .* is not valid Unicode"):
+            list(read_texts([bad], held_out=False))
     with pytest.raises(DataError, match="Mark more rows"):
         pretrain(config(written(tmp_path / "all.jsonl", [{"text": "a b c " * 99}]), tmp_path / "o", shape=SHAPE))
     (tmp_path / "full").mkdir()

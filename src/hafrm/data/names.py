@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -57,7 +58,8 @@ class Selection:
         """
         absolute = all(not edge or edge.isdecimal() for edge in (self.start, self.stop))
         if absolute and self.share == 1:
-            return islice(rows, int(self.start or 0), int(self.stop) if self.stop else None)
+            start, stop = (min(int(edge), sys.maxsize) if edge else None for edge in (self.start, self.stop))
+            return islice(rows, start, stop)
         return self._counted(rows, count(), seed)
 
     def _counted(self, rows: Iterable[T], count: int, seed: int) -> Iterator[T]:

@@ -271,6 +271,7 @@ def _load_foreign_scorer(model: str, options: ScoreOptions, *, trust_remote_code
         encoder = _encoder(tokenizer, policy.config, options, max_length=512, overlong="drop")
         return _hybrid_scorer(policy, None, tokenizer, encoder, options, (1.0, 0.0))
     classifier = load_classifier(model, options.torch_dtype(), head, trust_remote_code=trust_remote_code)
+    resize_embeddings(classifier, tokenizer)
     encoder = _encoder(tokenizer, classifier.config, options, max_length=512, overlong="drop")
     layout = Layout(packed=False, pad_token_id=pad_of_classifier(classifier, tokenizer))
     return StockScorer(classifier.eval().to(options.torch_device()), encoder, layout, options)

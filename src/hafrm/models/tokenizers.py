@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel
 
 from hafrm.errors import ModelError, first_line
@@ -133,7 +134,7 @@ def _fix_date(tokenizer: Any) -> None:
     )
 
 
-def resize_embeddings(model: PreTrainedModel, tokenizer: Any) -> None:
+def resize_embeddings(model: PreTrainedModel | PeftModel, tokenizer: Any) -> None:
     """Grow the model's embeddings if they have fewer rows than the tokenizer has tokens; never shrink them.
 
     New rows, also of the LM head, are the mean of the old ones. transformers would draw them at random, so a policy and

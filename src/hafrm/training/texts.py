@@ -31,7 +31,8 @@ def read_texts(files: Sequence[str], *, held_out: bool) -> Iterator[Text]:
 
     Raises:
         UnreadableError: a file can't be read.
-        DataError: a row is neither a document nor a conversation, or its `split` is unknown.
+        DataError: a row is neither a document nor a conversation, its text is not valid Unicode, or its `split` is
+            unknown.
     """
     for file in files:
         for row in read_rows(Path(file)):
@@ -40,7 +41,9 @@ def read_texts(files: Sequence[str], *, held_out: bool) -> Iterator[Text]:
             where = f"{file}, row {row.number}"
             if isinstance(row.value, dict) and _is_held_out(row.value, where) != held_out:
                 continue
-            yield _text_of(row.value, where)
+            text = _text_of(row.value, where)
+            row.check_text("text" if isinstance(text, str) else "messages", words_of(text))
+            yield text
 
 
 def _is_held_out(row: dict[str, Any], where: str) -> bool:

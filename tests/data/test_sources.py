@@ -412,3 +412,14 @@ def test_held_data_sets_are_kept_by_their_fingerprint(monkeypatch: pytest.Monkey
 
     assert folder(held) == folder(held) != folder(held.select(range(3)))
     assert len(load_tables(STRINGS, ConversationEncoder(tiny_tokenizer(), 256), DataOptions())) == 6
+
+
+def test_a_table_that_pandas_wrote_with_its_index_is_read(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    path = tmp_path / "a.csv"
+    pandas.DataFrame(STRINGS).to_csv(path)
+    pairs = load_pairs(str(path)).pairs
+    path.with_suffix(".jsonl").write_bytes(json_lines(STRINGS))
+    assert [pair.conversations for pair in pairs] == [
+        pair.conversations for pair in load_pairs(str(path.with_suffix(".jsonl"))).pairs
+    ]

@@ -199,7 +199,7 @@ def _separated_rows(file: IO[bytes], source: str, separators: str) -> Iterator[d
             first = next(found, "")
             separator = next((each for each in separators if each in first), separators[0])
             reader = csv.reader(chain([first], found), delimiter=separator, strict=True)
-            names = next(reader, [])
+            names = _with_index(next(reader, []))
             if not all(names):
                 raise UnreadableError(
                     f"{source}: the first line has a column without a name. Write the columns' names into it."
@@ -225,6 +225,13 @@ def _separated_rows(file: IO[bytes], source: str, separators: str) -> Iterator[d
                 f"{source}, after line {reader.line_num}: not UTF-8 (byte 0x{error.object[error.start]:02x}). Convert "
                 "the file to UTF-8."
             ) from None
+
+
+def _with_index(names: list[str]) -> list[str]:
+    """Name the first column `index` if only it has no name, as in tables that pandas writes."""
+    if len(names) > 1 and not names[0] and "index" not in names:
+        return ["index", *names[1:]]
+    return names
 
 
 class _TableLines(Iterator[str]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -231,3 +232,16 @@ def test_calls_from_several_threads_do_what_calls_one_after_another_do(
     assert [each.result() for each in loaded] == [load("b")] * 3
     assert len(most) > 8
     assert max(most) == 1
+
+
+def test_rows_are_scored_to_an_output_that_only_takes_text(
+    base: Path, rows: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in notebooks."""
+    hafrm.train({**QUICK, "model": str(base), "data": rows, "out": str(tmp_path / "run")})
+    rows[0]["note"] = "¿雪? \ud800"
+    asked = {"model": str(tmp_path / "run"), "data": rows}
+    hafrm.score({**asked, "out": str(tmp_path / "scored.jsonl")})
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    hafrm.score(asked)
+    assert sys.stdout.getvalue() == (tmp_path / "scored.jsonl").read_text(encoding="utf-8")

@@ -199,11 +199,19 @@ class RowScorer:
         return {**columns, **found, "unscored": [row.unscored for row in scored]}
 
 
+class _TextOutput:
+    """Writes lines of bytes to a standard output that only takes text, such as a notebook's."""
+
+    def write(self, line: bytes) -> None:
+        sys.stdout.write(line.decode())
+
+
 @contextmanager
 def _output(out: str | None) -> Iterator[BinaryIO]:
     if out is None:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
+        written = getattr(sys.stdout, "buffer", None) or _TextOutput()
+        yield cast(BinaryIO, written)
+        sys.stdout.flush()
     elif out.lower().endswith(".gz"):
         with atomic.new_file(Path(out)) as file, gzip.GzipFile(fileobj=file, mode="wb", mtime=0) as packed:
             yield cast(BinaryIO, packed)

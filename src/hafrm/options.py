@@ -182,8 +182,8 @@ def described(kind: Any) -> str:
     """Describe an option's values: its words, or "a number"."""
     if words := _literals(kind):
         return listed(words)
-    kinds = (dict if is_dataclass(each) else get_origin(each) or each for each in choices(kind))
-    return " or ".join(_KINDS.get(each, getattr(each, "__name__", str(each))) for each in kinds)
+    names = (_KINDS.get(get_origin(each) or each, getattr(each, "__name__", str(each))) for each in choices(kind))
+    return " or ".join(names)
 
 
 def listed(words: Sequence[str]) -> str:

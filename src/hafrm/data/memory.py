@@ -101,11 +101,12 @@ class MemoryData(str):
             yield Row(value.as_row() if isinstance(value, PreferencePair) else value, self, number)
 
 
-def data_names_of(data: Any) -> list[str]:
+def data_names_of(data: Any, option: str = "data") -> list[str]:
     """Return the data names of what the Python API takes as data.
 
     Args:
         data: A name, a path, rows in memory, or a list of these.
+        option: What messages call it.
 
     Raises:
         ConfigError: the argument is none of these.
@@ -118,7 +119,7 @@ def data_names_of(data: Any) -> list[str]:
             continue
         holds_rows = isinstance(given, Iterable) or hasattr(given, "to_batches")
         if not holds_rows or isinstance(given, bytes) or _is_row(given):
-            raise ConfigError(f"data: can't read rows from {_kind(given)}. {_TAKES}")
+            raise ConfigError(f"{option}: can't read rows from {_kind(given)}. {_TAKES}")
         earlier = sum(isinstance(name, MemoryData) for name in names)
         names.append(MemoryData(f"memory-{earlier + 1}" if earlier else "memory", given))
     return names

@@ -166,7 +166,7 @@ class ScoreConfig(ScorerChoice):
 
 def _one_name(option: str, data: Any) -> str:
     """Return the data name of an option that takes a single one."""
-    names = data_names_of(data)
+    names = data_names_of(data, option)
     if len(names) != 1:
         raise ConfigError(f"{option}: give one file, one folder or one list of rows, got {len(names)}.")
     return names[0]

@@ -84,7 +84,12 @@ def test_help_needs_no_torch(tmp_path: Path) -> None:
     helped = in_one_process([[command, "--help"] for command in COMMANDS], tmp_path)
     for command, found in zip(COMMANDS, helped, strict=True):
         assert (found["status"], found["loaded"]) == (0, []), command
-        assert f"usage: hafrm {command}" in found["out"]
+        usage, empty, *rest = found["out"].splitlines()
+        assert usage.startswith(f"usage: hafrm {command} "), usage
+        assert usage.endswith(" [options]")
+        assert not empty
+        text = " ".join(" ".join(rest).split())
+        assert ("paper" in text) == ("Liu et al., ACL 2025" in text)
 
 
 def test_the_version_and_the_help_need_no_command() -> None:

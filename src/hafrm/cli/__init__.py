@@ -41,6 +41,8 @@ COMMANDS = {
 
 _SHELLS = ("bash", "zsh", "tcsh")
 
+_DESCRIPTION = "Train and compare reward models: plain, DPO, or the hybrid of the paper HAF-RM (Liu et al., ACL 2025)."
+
 _EPILOG = (
     "`hafrm COMMAND --help` explains a command. Names of options may have dashes or underscores. For example: "
     "hafrm train --model MODEL --data train.jsonl --eval-data valid.jsonl --out runs/mine"
@@ -103,7 +105,7 @@ def _escape_unprintable() -> None:
 
 def _without_command(argv: Sequence[str]) -> int:
     """Print what was asked of hafrm itself: help, the version, or a shell's completions."""
-    parser = Parser(prog="hafrm", description="Reward models by hybrid alignment.", epilog=_EPILOG)
+    parser = Parser(prog="hafrm", description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument("--version", action="version", version=f"hafrm {version('hafrm')}")
     parser.add_argument(
         "--completion", choices=_SHELLS, default=SUPPRESS, help="Print a script that completes commands and options."

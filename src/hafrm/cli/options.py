@@ -24,6 +24,8 @@ Options = TypeVar("Options")
 _ADDRESS = re.compile(r"[\w.-]+:\d+(/.*)?")
 """Matches a server's address without its protocol, such as `localhost:8000`, which can't be a model's name."""
 
+_THE_PAPER = "In this help, the paper is HAF-RM (Liu et al., ACL 2025)."
+
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
@@ -79,6 +81,8 @@ def command_parser(
     for name in flags:
         parser.add_argument(f"--{name}", action="store_true", help=docs.get(name))
     parser.add_class_arguments(options, skip={*lists, *flags, *([positional] if positional else [])})
+    if any("paper" in (text or "") for text in (parser.description, *(each.help for each in parser._actions))):
+        parser.description = f"{parser.description} {_THE_PAPER}"
     return parser
 
 

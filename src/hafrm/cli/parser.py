@@ -1,4 +1,4 @@
-"""The parser of a command: dashes or underscores in names, flags without values, and errors in one line.
+"""The parser of a command: dashes or underscores in names, flags without values, and usage and errors in one line.
 
 jsonargparse does the parsing; this module prepares its input and rewrites its error messages.
 """
@@ -10,7 +10,7 @@ import ast
 import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser, get_loader, set_loader
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader, set_loader
 
 from hafrm.errors import ConfigError
 from hafrm.options import choices, described, listed, nearest
@@ -81,14 +81,29 @@ _lenient = get_loader("yaml")
 set_loader("yaml", _load, (yaml.YAMLError,))  # jsonargparse reads nested options only in its own modes
 
 
+class _Formatter(DefaultHelpFormatter):
+    """A help whose usage names only what a command needs; the help lists its options anyway."""
+
+    def add_usage(
+        self, usage: str | None, actions: Iterable[argparse.Action], groups: Any, prefix: str | None = None
+    ) -> None:
+        if usage is None and prefix is None:  # a prefix other than argparse's own: the name of a subcommand
+            needed = sorted((each for each in actions if each.required or not each.option_strings), key=_is_option)
+            usage = " ".join(["%(prog)s", *map(_written_argument, needed), "[options]"])
+        super().add_usage(usage, actions, groups, prefix)
+
+
 class Parser(ArgumentParser):
-    """A parser whose errors are one line each, with a suggestion for an unknown option.
+    """A parser whose usage and errors are one line each, with a suggestion for an unknown option.
 
     Attributes:
         raises: Whether errors are raised, for options from Python, rather than printed with exit status 2.
     """
 
     raises = False
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=_Formatter, **options)
 
     def words(self, argv: Sequence[str]) -> list[str]:
         """Prepare a command's words for parsing: underscores in names, and `true` for flags without a value.
@@ -262,6 +277,22 @@ def training_fields() -> tuple[str, ...]:
     (found,) = (each for each in body if isinstance(each, ast.ClassDef) and each.name == "TrainingArguments")
     fields_of = (each.target for each in found.body if isinstance(each, ast.AnnAssign))
     return tuple(target.id for target in fields_of if isinstance(target, ast.Name))
+
+
+def _is_option(action: argparse.Action) -> bool:
+    return bool(action.option_strings)
+
+
+def _written_argument(action: argparse.Action) -> str:
+    """Write an argument as usages do: `MODEL...` or `--out OUT`."""
+    name = action.dest.rpartition(".")[2].upper()
+    if action.choices and action.nargs is None and not action.option_strings:
+        name = f"{{{','.join(map(str, action.choices))}}}"
+    if action.nargs in ("+", "*"):
+        name = f"{name.removesuffix('S')}..."
+    if action.nargs == "*":
+        name = f"[{name}]"
+    return " ".join([*action.option_strings[:1], name])
 
 
 def _nested(kind: Any, name: str) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class TrainConfig:
     """Any field of transformers' TrainingArguments, such as `--training.learning_rate 3e-5`.
 
     Defaults that differ from transformers' (from the paper's Table 5): max_steps 3200, but at most 3 epochs,
-    per_device_train_batch_size 16, learning_rate 1e-5 (Phi-2's; Mistral's is 3e-5) falling linearly without warm-up,
+    per_device_train_batch_size 16, learning_rate 1e-5 (for Phi-2; 3e-5 for Mistral) falling linearly without warm-up,
     optim adamw_torch with betas 0.9 and 0.999, adam_epsilon 1e-5, weight_decay 0, max_grad_norm 1, seed 0. eval_steps
     0.025 of the steps, but at least 20; save_steps as eval_steps, save_total_limit 2. On a GPU, products of float32
     weights are in bf16, or in fp16 where there is no bf16; the paper's are in fp16 (`--training.fp16 true`). Not in the

@@ -66,6 +66,14 @@ def test_score_of_an_empty_file_fails(run: Path, tmp_path: Path, capfd: pytest.C
     assert main(["score", str(run), "--data", str(tmp_path / "empty.jsonl")]) == 2
 
 
+def test_a_shard_may_have_no_rows(run: Path, tmp_path: Path) -> None:
+    """There may be more machines than rows; the concatenated parts are the whole all the same."""
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "part.jsonl"
+    rows.write_text(json.dumps({"prompt": "p", "response": "r"}) + "\n")
+    assert main(["score", str(run), "--data", str(rows), "--out", str(out), "--shard", "1/2"]) == 0
+    assert out.read_text() == ""
+
+
 def test_sample_without_one_response_fails(run: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "x" * 1000}))
     command = ["sample", str(run), "--data", str(tmp_path / "prompts.jsonl"), "--out", str(tmp_path / "out")]

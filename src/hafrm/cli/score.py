@@ -25,5 +25,6 @@ def run(args: Namespace) -> None:
         print(f"{counts.altered} rows have NaN or infinity, which JSON lacks: written as null", file=sys.stderr)  # noqa: T201
     if counts.note:
         print(counts.note, file=sys.stderr)  # noqa: T201
-    if not counts.scored:
+    empty_part = config.shard is not None and not lost  # there are more shards than rows
+    if not counts.scored and not empty_part:
         raise DataError(f"No row of {config.data} has a reward{f': {lost}' if lost else ', as it has no rows'}.")

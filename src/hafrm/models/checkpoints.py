@@ -56,6 +56,8 @@ _WRITERS = (
 )
 """Words in the errors of the writers of safetensors, torch and tokenizers, which have no specific type."""
 
+_RESUMES = "Earlier checkpoints are intact, and the same command resumes from them."
+
 
 def save_run(model: HybridModel, tokenizer: Any, info: RunInfo, folder: Path) -> None:
     """Write a loadable checkpoint: weights, config, tokenizer, any adapters, and last `info` with dtype and checksums.
@@ -150,7 +152,7 @@ def _checkpoint(model: HybridModel, tokenizer: Any, info: RunInfo, folder: Path)
 
 
 @contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path, remedy: str = _RESUMES) -> Iterator[None]:
     """Turn write errors in the block into an `UnwritableError` that names the folder; other errors pass."""
     try:
         yield
@@ -160,8 +162,7 @@ def writing(folder: Path) -> Iterator[None]:
         if not (of_writer or isinstance(error, OSError)):
             raise
         raise UnwritableError(
-            f"{folder} can't be written ({first_line(error)}). Free some space, or choose another folder. Earlier "
-            "checkpoints are intact, and the same command resumes from them."
+            f"{folder} can't be written ({first_line(error)}). Free some space, or choose another folder. {remedy}"
         ) from error
 
 

@@ -97,7 +97,7 @@ def _export_head(config: ExportConfig, info: RunInfo, folder: Path, stock_class:
         require_whole(model, report, str(run), kind="finished run")
         require_finite(model.state_dict().items(), run)
         tokenizer = AutoTokenizer.from_pretrained(run, trust_remote_code=trust)
-        with writing(folder), atomic.new_folder(folder) as temporary:
+        with writing(folder, "The run is unchanged."), atomic.new_folder(folder) as temporary:
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
             add_older_names(temporary)

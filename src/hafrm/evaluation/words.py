@@ -14,12 +14,11 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 
 import numpy as np
-from scipy import optimize, sparse
-from scipy.special import expit
+from scipy import sparse
 
 from hafrm.evaluation.scoring import Scorable
 from hafrm.pairs import Conversation, Message, PreferencePair
-from hafrm.stats import Floats, accuracy
+from hafrm.stats import best_penalty, fit_pairs
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 _LEAST = 3
@@ -57,7 +56,7 @@ def fit_words(train: Sequence[PreferencePair], validation: Sequence[PreferencePa
     differences = [_difference(pair) for pair in train]
     places = _places(differences)
     x, held_out = (_matrix(rows, places) for rows in (differences, map(_difference, validation)))
-    best = best_fit(x, held_out, _PENALTIES)
+    best = best_penalty(x, held_out, _PENALTIES)[1]
     return BagOfWords({word: float(best[place]) for word, place in places.items()})
 
 
@@ -83,7 +82,7 @@ def cross_fitted(rows: Sequence[Scorable], better: Sequence[int]) -> dict[str, l
 
 def _fitted(differences: Sequence[dict[str, float]]) -> BagOfWords:
     places = _places(differences)
-    weights = _fit(_matrix(differences, places), _PENALTY) if places else ()
+    weights = fit_pairs(_matrix(differences, places), _PENALTY) if places else ()
     return BagOfWords(dict(zip(places, map(float, weights), strict=True)))
 
 
@@ -93,18 +92,6 @@ def _pairs(row: Scorable, better: int) -> list[dict[str, float]]:
     chosen, rejected = counts[:better], counts[better:]
     size = max(len(chosen), len(rejected)) if rejected else 0
     return [_subtracted(a, b) for a, b in islice(zip(cycle(chosen), cycle(rejected), strict=False), size)]
-
-
-def best_fit(x: sparse.csr_array | Floats, held_out: sparse.csr_array | Floats, penalties: Sequence[float]) -> Floats:
-    """Return the weights, [W], of the logistic regression on pairs' differences that is best on held-out ones.
-
-    Args:
-        x: Chosen minus rejected of the pairs to fit, [B, W].
-        held_out: The same for the pairs on which the penalty is chosen.
-        penalties: Candidate weights of the squared norm; ties go to the larger one.
-    """
-    fits = [_fit(x, penalty) for penalty in sorted(penalties, reverse=True)]
-    return max(fits, key=lambda weights: accuracy(held_out @ weights).value)  # ties go to the larger penalty
 
 
 def _log_counts(response: Sequence[Message]) -> dict[str, float]:
@@ -134,15 +121,3 @@ def _matrix(rows: Sequence[dict[str, float]] | map[dict[str, float]], places: di
     columns = np.fromiter((place for row in kept for place in row), dtype=np.int64, count=ends[-1])
     values = np.fromiter((value for row in kept for value in row.values()), dtype=np.float64, count=ends[-1])
     return sparse.csr_array((values, columns, ends), shape=(len(kept), len(places)))
-
-
-def _fit(x: sparse.csr_array | Floats, penalty: float) -> Floats:
-    """Minimise the summed loss plus penalty / 2 times the squared norm of the weights, by L-BFGS."""
-
-    def loss(weights: Floats) -> tuple[float, Floats]:
-        margins = x @ weights
-        value = np.logaddexp(0, -margins).sum() + penalty / 2 * weights @ weights
-        return float(value), -(x.T @ expit(-margins)) + penalty * weights
-
-    found: Floats = optimize.minimize(loss, np.zeros(x.shape[1]), jac=True, method="L-BFGS-B").x
-    return found

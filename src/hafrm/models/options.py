@@ -26,12 +26,13 @@ Method = Literal["haf", "baseline", "dpo", "grm"]
 Head = Literal["reward", "policy", "combined"]
 """Source of a model's score: its reward head, its implicit DPO reward, or the sum of both."""
 
-HeadInit = Literal["auto", "keep", "normal", "zero"]
+HeadInit = Literal["auto", "keep", "normal", "zero", "fit"]
 """How the reward head starts.
 
 `keep` uses the model's own head. `normal` draws from N(0, 1 / (H + 1)), as in Stiennon et al. (2020):
 rewards of a normalised hidden state then have about unit size. `zero` starts every reward at 0, as in the paper
-authors' code; the paper does not specify it. `auto` is `keep` if the model has a head, else `normal`.
+authors' code; the paper does not specify it. `fit` starts at 0, for training to fit it to the training pairs with the
+backbone frozen, before the first step. `auto` is `keep` if the model has a head, else `normal`.
 """
 
 

@@ -36,7 +36,7 @@ _NO_LORA = LoraOptions()
 class Start:
     """The resolved start of a training run."""
 
-    head_init: Literal["keep", "normal", "zero"]
+    head_init: Literal["keep", "normal", "zero", "fit"]
     head: str
     """Description of the reward head, in one line."""
     notes: tuple[str, ...]
@@ -145,8 +145,12 @@ def _require_lm_head(model: str, causal_lm: PreTrainedModel) -> None:
         )
 
 
-def _head(model: str, init: HeadInit, *, trust_remote_code: bool) -> tuple[Literal["keep", "normal", "zero"], str]:
+def _head(
+    model: str, init: HeadInit, *, trust_remote_code: bool
+) -> tuple[Literal["keep", "normal", "zero", "fit"], str]:
     """Return how the reward head starts, and a line that describes it."""
+    if init == "fit":
+        return init, "reward head: fitted to the training pairs before the first step, with the backbone frozen"
     if init in ("normal", "zero"):
         return init, f"reward head: fresh ({init})"
     head = kept_head(model, required=init == "keep", trust_remote_code=trust_remote_code)
@@ -223,7 +227,7 @@ def new_model(
     if disable_dropout:
         modules.disable_dropout(causal_lm)
     head_dtype = torch.float32 if lora.enabled else causal_lm.dtype
-    init: Literal["zero", "normal"] = "zero" if head_init == "zero" else "normal"
+    init: Literal["zero", "normal"] = "zero" if head_init in ("zero", "fit") else "normal"
     head = new_reward_head(head_width(causal_lm), init=init, seed=seed, dtype=head_dtype, count=heads)
     if saved is not None:
         _copy_head(head, saved, model)

@@ -13,14 +13,13 @@ import numpy as np
 import torch
 
 from hafrm.encoding import ConversationEncoder, TokenGroup
-from hafrm.evaluation.words import best_fit
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.layout import Layout, choose_layout
 from hafrm.models.modules import evaluating
 from hafrm.models.options import LoraOptions, ScoreOptions
 from hafrm.models.scorers import HybridScorer
 from hafrm.models.starts import new_model
-from hafrm.stats import Floats
+from hafrm.stats import Floats, best_penalty
 
 _PENALTIES = tuple(10.0**power for power in range(-1, 6))
 """Candidate weights of the squared norm, for states of unit variance; chosen on validation pairs."""
@@ -44,9 +43,9 @@ def fit_frozen(
     layout = choose_layout(found, tokenizer.pad_token_id, max_length=encoder.max_length)
     x, held_out = (_differences(found, layout, groups) for groups in (train, validation))
     scale = x.std(axis=0) + 1e-6
-    weights = best_fit(x / scale, held_out / scale, _PENALTIES) / scale
+    _, weights = best_penalty(x / scale, held_out / scale, _PENALTIES)
     with torch.no_grad():
-        found.score.weight.copy_(torch.from_numpy(weights)[None])
+        found.score.weight.copy_(torch.from_numpy(weights / scale)[None])
     return HybridScorer(found, encoder, layout, ScoreOptions())
 
 

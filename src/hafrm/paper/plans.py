@@ -195,6 +195,16 @@ PARTS: dict[str, Part] = {
         rows=_BY_METHOD,
         rivals=_HAF_FIRST,
     ),
+    "starts": Part(
+        title="How the reward head starts: at random, or fitted to the training pairs on the frozen backbone",
+        where="By start",
+        rows={
+            f"{method}{start}": {"method": method, "head_init": init}
+            for start, init in (("", "auto"), (" fitted", "fit"))
+            for method in ("haf", "baseline")
+        },
+        rivals=(("haf fitted", "haf"), ("baseline fitted", "baseline"), ("haf fitted", "baseline fitted")),
+    ),
     "sft": Part(
         title="HAF with SFT as its policy loss, at a learning rate of its own",
         where="With SFT",

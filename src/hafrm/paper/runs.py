@@ -19,7 +19,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hafrm.data import DataOptions
-from hafrm.models.options import Head, Method, ScoreOptions
+from hafrm.models.options import Head, HeadInit, Method, ScoreOptions
 from hafrm.options import command_line
 from hafrm.paper.samples import RunData
 from hafrm.paper.scales import Job
@@ -172,6 +172,7 @@ class Run(Trained):
     """Percent of the training pairs whose labels are flipped."""
     off_topic: float = 0.0
     """Share of the training pairs to which an off-topic one is added."""
+    head_init: HeadInit = "auto"
     keep_checkpoints: bool = False
     """Whether to keep every checkpoint, for experiments that compare them."""
 
@@ -193,8 +194,9 @@ class Run(Trained):
         share = "" if self.share == 1 else f"-1of{self.share}"
         flipped = f"-flipped{self.flipped}" if self.flipped else ""
         off_topic = f"-offtopic{self.off_topic:g}" if self.off_topic else ""
+        head = "" if self.head_init == "auto" else f"-{self.head_init}"
         kept = "-checkpoints" if self.keep_checkpoints else ""
-        settings = f"{self.method}{ratio}{loss}{share}{flipped}{off_topic}"
+        settings = f"{self.method}{ratio}{loss}{share}{flipped}{off_topic}{head}"
         return f"{self.backbone}/{'+'.join(self.sets)}/{settings}-seed{self.seed}{kept}"
 
     def folder(self, job: Job) -> Path:
@@ -233,6 +235,7 @@ class Run(Trained):
                 **(kept if self.keep_checkpoints else {}),
             },
             early_stopping=job.scale.early_stopping,
+            head_init=self.head_init,
             chat_template=backbone.chat_template,
             dtype=backbone.dtype,
         )

@@ -38,6 +38,8 @@ _ROWS = {
     "sft": "SFT",
     "bradley_terry": "Bradley-Terry",
     "cauchy": "Cauchy",
+    "haf fitted": "HAF, fitted head",
+    "baseline fitted": "Baseline, fitted head",
 }
 """Display names of the rows that have one."""
 

@@ -25,6 +25,7 @@ from hafrm.stats.calibration import (
     stated_probability,
 )
 from hafrm.stats.checks import Floats
+from hafrm.stats.logistic import best_penalty, fit_pairs
 from hafrm.stats.relations import Correlation, LinearFit, linear_fit, pearson, pearson_interval, spearman
 from hafrm.stats.selection import random_recall, top_k_hits
 from hafrm.stats.significance import (
@@ -52,12 +53,14 @@ __all__ = [
     "PairedDifference",
     "accuracy",
     "accuracy_by_bin",
+    "best_penalty",
     "bootstrap_interval",
     "brier_score",
     "calibration_bins",
     "expected_calibration_error",
     "few_groups",
     "fit_combination",
+    "fit_pairs",
     "fit_temperature",
     "hits",
     "holm_correction",

@@ -82,7 +82,8 @@ class TrainConfig:
 
     head_init: HeadInit = "auto"
     """Initialization of the reward head: `keep` keeps the model's own, `normal` draws weights of variance 1 / (hidden +
-    1), `zero` is what the authors' code does. `auto`: `keep` if the model has a reward head, else `normal`.
+    1), `zero` is what the authors' code does, `fit` fits the head to the training pairs before the first step, with the
+    backbone frozen (linear probing before fine-tuning). `auto`: `keep` if the model has a reward head, else `normal`.
     """
 
     disable_dropout: bool = True

@@ -73,8 +73,10 @@ def last_listed_checkpoint(run: Path, say: Callable[[str], None]) -> Path | None
     return _newest(run, lambda folder, step: _trainers_problem(folder, step) or _listed_problem(folder), say)
 
 
-def train_or_resume(trainer: HybridTrainer, folder: Path, steps: int, say: Callable[[str], None]) -> None:
-    """Train a hafrm run for `steps` steps in all, from its last checkpoint if there is one.
+def train_or_resume(
+    trainer: HybridTrainer, folder: Path, steps: int, say: Callable[[str], None], begin: Callable[[], None]
+) -> None:
+    """Train a hafrm run for `steps` steps in all, from its last checkpoint if there is one; else call `begin` first.
 
     All processes must call it.
 
@@ -92,6 +94,8 @@ def train_or_resume(trainer: HybridTrainer, folder: Path, steps: int, say: Calla
             trainer.restore(Path(best or checkpoint))
             trainer.delete_old_checkpoints()
             return
+    else:
+        begin()
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 

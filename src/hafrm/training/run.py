@@ -43,7 +43,7 @@ from hafrm.training.doctor import circumstances_of
 from hafrm.training.fitting import fitted_layout, measure, tokens_per_batch
 from hafrm.training.folders import claim_folder, hold_folder, make_folder
 from hafrm.training.inputs import RunData, checked_start, input_paths, load_data, load_model
-from hafrm.training.laplace import laplace_heads
+from hafrm.training.last_layer import fit_head, laplace_heads
 from hafrm.training.manifest import (
     effective_settings,
     new_manifest,
@@ -170,7 +170,8 @@ def _train(
         trainer = _trainer(run, callbacks, progress)
         with open_to_the_end(trainer):
             try:
-                train_or_resume(trainer, run.folder, total_steps(run.args.to_dict(), len(run.data.train)), progress.say)
+                steps = total_steps(run.args.to_dict(), len(run.data.train))
+                train_or_resume(trainer, run.folder, steps, progress.say, partial(_fit_head, trainer, run))
             finally:
                 progress.close()
             return _finish(trainer, run)
@@ -342,13 +343,23 @@ def _finish(trainer: HybridTrainer, run: _Run) -> TrainResult:
     return TrainResult(run.folder, trainer.state.global_step, metrics)
 
 
+def _fit_head(trainer: HybridTrainer, run: _Run) -> None:
+    """Fit the reward head to the pairs that the run visits, if it starts so."""
+    if run.manifest["reward_head"] == "fit":
+        with trainer.accelerator.autocast():
+            fit_head(run.model, run.data.train, _visited(trainer, run), PairCollator(run.layout, run.tokens))
+
+
+def _visited(trainer: HybridTrainer, run: _Run) -> Sequence[int]:
+    """Return the indices of the pairs that the run visits, in order."""
+    args = run.args.to_dict()
+    return trainer.order.visited(total_steps(args, len(trainer.order)), pairs_per_step(args, run.args.world_size))
+
+
 def _draw_heads(trainer: HybridTrainer, run: _Run) -> int:
     """Replace the reward head by heads drawn from its posterior, and return their number."""
     count = run.objective.config.heads
-    rows = trainer.order.visited(
-        total_steps(run.args.to_dict(), len(trainer.order)), pairs_per_step(run.args.to_dict(), 1)
-    )
-    collator = PairCollator(run.layout, run.tokens)
+    rows, collator = _visited(trainer, run), PairCollator(run.layout, run.tokens)
     with trainer.accelerator.autocast():
         run.model.score = laplace_heads(
             run.model, run.objective, run.data.train, rows, collator, count=count, seed=run.args.seed

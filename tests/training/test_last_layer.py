@@ -16,7 +16,7 @@ from hafrm.models.options import LoraOptions, ScoreOptions
 from hafrm.packing import pad_rows
 from hafrm.training import laplace
 from hafrm.training.batches import PairCollator, PairDataset
-from hafrm.training.laplace import laplace_heads, posterior, posterior_draws
+from hafrm.training.last_layer import laplace_heads, posterior, posterior_draws
 from hafrm.training.loss import LossConfig
 from hafrm.training.objective import Objective
 from hafrm.training.run import train

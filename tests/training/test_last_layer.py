@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
 from torch.nn.functional import logsigmoid
+from transformers import TrainerCallback, TrainerState
 
 from hafrm.errors import ConfigError
+from hafrm.models.hybrid import HybridModel
 from hafrm.models.layout import Layout, choose_layout
 from hafrm.models.loading import load_scorer
 from hafrm.models.options import LoraOptions, ScoreOptions
 from hafrm.packing import pad_rows
-from hafrm.training import laplace
+from hafrm.training import last_layer
 from hafrm.training.batches import PairCollator, PairDataset
-from hafrm.training.last_layer import laplace_heads, posterior, posterior_draws
+from hafrm.training.last_layer import fit_head, laplace_heads, posterior, posterior_draws
 from hafrm.training.loss import LossConfig
 from hafrm.training.objective import Objective
 from hafrm.training.run import train
@@ -29,7 +35,7 @@ GROUPS = [random_group(size, 3 + size % 4, 6) for size in range(2, 9)]
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_the_precision_is_the_hessian_of_loss_and_prior(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(laplace, "_PAIRS", 3)  # not all at a time
+    monkeypatch.setattr(last_layer, "_PAIRS", 3)  # not all at a time
     model = hybrid("llama")
     layout = choose_layout(model, 3, max_length=MAX_LENGTH) if packed else Layout(False, 3)
     tables = tables_of([pair(f"{i}", "a", "b", row=i + 1) for i in range(len(GROUPS))], GROUPS)
@@ -56,6 +62,69 @@ def test_the_precision_is_the_hessian_of_loss_and_prior(packed: bool, monkeypatc
     hessian = torch.autograd.functional.hessian(negative_log_posterior, weight)
     torch.testing.assert_close(precision, hessian, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(level, states.sum(0), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_fitted_head_is_the_best_on_a_fifth_of_the_prompts(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scikit-learn's logistic regression on the stock model's states gives the same weights for a penalty of the grid,
+    and no other penalty ranks more of the held-out pairs rightly.
+    """
+    monkeypatch.setattr(last_layer, "_PAIRS", 7)
+    groups = [random_group(100 + size, 2 + size % 5, 3 + size % 4) for size in range(40)]
+    model = hybrid("llama")
+    layout = choose_layout(model, 3, max_length=MAX_LENGTH) if packed else Layout(False, 3)
+    tables = tables_of([pair(f"{i}", "a", "b", row=i + 1) for i in range(len(groups))], groups)
+    fit_head(model, tables, range(len(groups)), PairCollator(layout, 60))
+    found = model.score.weight.detach()[0].numpy()
+
+    batch = pad_rows(groups, pad_token_id=3)
+    output = model.eval().stock_lm(batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True)
+    states = output.hidden_states[-1].detach().flatten(0, 1)[batch.score_index]
+    x = (states[0::2] - states[1::2]).double().numpy()
+    x, scale = x / x.std(axis=0), x.std(axis=0)
+
+    def fitted(rows: np.ndarray, penalty: float) -> np.ndarray:
+        both = np.concatenate([x[rows], -x[rows]])  # the pairs in both orders, so that there are two classes
+        labels = np.repeat([1, 0], len(rows))
+        regression = LogisticRegression(C=1 / (2 * penalty), fit_intercept=False, tol=1e-10, max_iter=10_000)
+        return regression.fit(both, labels).coef_[0]
+
+    held_out = np.arange(0, len(x), 5)
+    rest = np.setdiff1d(np.arange(len(x)), held_out)
+    right = {10.0**power: (x[held_out] @ fitted(rest, 10.0**power) > 0).sum() for power in range(-1, 6)}
+    best = max(penalty for penalty, count in right.items() if count == max(right.values()))
+    np.testing.assert_allclose(
+        found, fitted(np.arange(len(x)), best) / scale, rtol=2e-2, atol=1e-4 * np.abs(found).max()
+    )
+
+
+class Killed(TrainerCallback):
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **others: Any) -> None:
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("lora", [LoraOptions(), LoraOptions(rank=4)], ids=["full", "lora"])
+def test_a_run_begins_with_the_fitted_head_and_resumes_without_fitting(
+    lora: LoraOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a learning rate of 0, every head of the run is the one that was fitted."""
+    fitted = []
+
+    def fit(model: HybridModel, *args: Any) -> None:
+        fit_head(model, *args)
+        fitted.append(model.score.weight.detach().clone())
+
+    monkeypatch.setattr("hafrm.training.run.fit_head", fit)
+    still = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 0.0, "use_cpu": True, "report_to": []}
+    options = config(tmp_path, head_init="fit", training=still | {"save_steps": 2}, lora=lora)
+    with pytest.raises(KeyboardInterrupt):
+        train(options, callbacks=[Killed()])
+    found = train(options)
+    (weight,) = fitted
+    assert weight.abs().amax(1).min() > 0
+    torch.testing.assert_close(load_file(found.folder / "model.safetensors")["reward_heads.weight"], weight)
+    assert json.loads((found.folder / "manifest.json").read_text())["reward_head"] == "fit"
 
 
 def test_draws_have_the_posteriors_moments() -> None:

@@ -125,9 +125,8 @@ class ReproduceConfig:
     """study: the sets used to choose the learning rates. Default: all of sets."""
 
     parts: list[str] = field(default_factory=list, metadata=_STUDY)
-    """study: the parts to run, of table2, starts, ood, sft, transfer, heads, mixed, losses, ratios, sizes, noise,
-    priors.
-    Default: all, in this order.
+    """study: the parts to run, of table2, ood, starts, sft, transfer, heads, mixed, losses, ratios, sizes, noise,
+    priors. Default: all, in this order.
     """
 
     hours: float | None = field(default=None, metadata=_STUDY | limits(above=0))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, BinaryIO, get_args
 
 import pytest
 
@@ -280,17 +281,19 @@ def test_a_command_stopped_between_its_files_can_run_again(
     missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(probes, "load_reward", lambda *_: Biased(lambda text: 0.1 * len(text)))
-    rows, out, write = tmp_path / "pairs.jsonl", tmp_path / "out", atomic.write_text
+    rows, out, new_file = tmp_path / "pairs.jsonl", tmp_path / "out", atomic.new_file
     rows.write_text("".join(json.dumps(pair.as_row()) + "\n" for pair in pairs(8)))
     words = ["probe", "m", "--data", str(rows), "--probes", "length", "--out", str(out)]
 
-    def stopping(path: Path, text: str) -> None:
+    @contextmanager
+    def stopping(path: Path) -> Iterator[BinaryIO]:
         if path.name == missing:
             raise KeyboardInterrupt
-        write(path, text)
+        with new_file(path) as file:
+            yield file
 
     with monkeypatch.context() as patch:
-        patch.setattr(atomic, "write_text", stopping)
+        patch.setattr(atomic, "new_file", stopping)
         assert main(words) == 130
     assert main(words) == 0
     assert {path.name for path in out.iterdir()} == {"results.json", "table.md", "index.html"}

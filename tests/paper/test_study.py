@@ -636,7 +636,7 @@ def test_costs_are_counts_of_products(tiny_world: Path, tmp_path: Path) -> None:
         ({"learning_rates": [1e-4], "rate_seeds": 2}, "two learning_rates or more"),
         ({"learning_rates": [1e-4], "rate_sets": ["BS"]}, "two learning_rates or more"),
         ({"learning_rates": [1e-4, 1e-3], "sets": ["BS"], "rate_sets": ["CA"]}, "rate_sets: CA"),
-        ({"seeds": [2**32]}, "seeds must be from 0"),
+        ({"seeds": [2**32]}, "seeds must be at least 0"),
         ({"name": "figure5", "ppo_steps": 0}, "ppo_steps must be at least 1"),
         ({"recompute": "kept", "seeds": [1]}, "seeds has no effect with recompute"),
     ],

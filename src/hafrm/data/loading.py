@@ -65,10 +65,10 @@ class PairSource:
     endless: bool = False
     """Whether the number of rows is unknown, as for a generator."""
     raw: Callable[[], Iterator[Row]] | None = None
-    """Returns the selected rows as they are; None for named sets and the world, which select from pairs."""
+    """Returns the selected raw rows; None for named sets and the world, which select from pairs."""
 
     def rows(self) -> Iterator[Row]:
-        """Yield the source's rows as they are; a pair of a named set or the world is a row with the pair's fields."""
+        """Yield the source's raw rows; for named sets and the world, a row with the fields of each pair."""
         if self.raw is not None:
             return self.raw()
         return (Row(pair.as_row(), self.report.name, number) for number, pair in enumerate(self.pairs, 1))

@@ -20,9 +20,7 @@ from hafrm.models.options import LoraOptions, ScoreOptions
 from hafrm.models.scorers import HybridScorer
 from hafrm.models.starts import new_model
 from hafrm.stats import Floats, best_penalty
-
-_PENALTIES = tuple(10.0**power for power in range(-1, 6))
-"""Candidate weights of the squared norm, for states of unit variance; chosen on validation pairs."""
+from hafrm.training.last_layer import PENALTIES
 
 _TOKENS, _SEQUENCES = 8192, 32
 """The most tokens, and in padded batches sequences, per forward pass."""
@@ -43,7 +41,7 @@ def fit_frozen(
     layout = choose_layout(found, tokenizer.pad_token_id, max_length=encoder.max_length)
     x, held_out = (_differences(found, layout, groups) for groups in (train, validation))
     scale = x.std(axis=0) + 1e-6
-    _, weights = best_penalty(x / scale, held_out / scale, _PENALTIES)
+    _, weights = best_penalty(x / scale, held_out / scale, PENALTIES)
     with torch.no_grad():
         found.score.weight.copy_(torch.from_numpy(weights / scale)[None])
     return HybridScorer(found, encoder, layout, ScoreOptions())

@@ -41,7 +41,7 @@ _MOST = 8192
 _FOLDS = 5
 """The penalty is chosen on a fifth of the prompts."""
 
-_PENALTIES = tuple(10.0**power for power in range(-1, 6))
+PENALTIES = tuple(10.0**power for power in range(-1, 6))
 """Candidate weights of the squared norm, for differences of states with unit variance."""
 
 
@@ -66,7 +66,7 @@ def fit_head(model: HybridModel, tables: PairTables, rows: Sequence[int], collat
     held_out = prompts % _FOLDS == 0
     if held_out.all():
         held_out = np.arange(len(x)) % _FOLDS == 0  # a single prompt
-    penalty, _ = best_penalty(x[~held_out], x[held_out], _PENALTIES)
+    penalty, _ = best_penalty(x[~held_out], x[held_out], PENALTIES)
     with torch.no_grad():
         model.score.weight.copy_(torch.from_numpy(fit_pairs(x, penalty) / scale))
 

@@ -7,6 +7,7 @@ transformers keep settings per process.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import fields, is_dataclass
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from hafrm.training.run import TrainResult
 
 Config = TypeVar("Config")
+
+_PARSING = threading.Lock()
+"""Held while options are parsed: docstrings are read with `ast`, which Python 3.11 can't do in several threads."""
 
 _IN_MEMORY = "rows in memory"
 """A placeholder that is parsed in place of rows."""
@@ -146,13 +150,15 @@ def config_of(
         raise TypeError(f"config must be {kind.__name__} or a dictionary, got {type(given).__name__}")
     names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     as_they_are = {name: value for name, value in given.items() if name in names and _is_made(name, value, data)}
-    parser = command_parser(kind)
+    with _PARSING:
+        parser = command_parser(kind)
     parser.raises = True
     written: dict[str, Any] = {name: (_IN_MEMORY if name in data else {}) for name in as_they_are}
     for name, value in given.items():
         if name not in as_they_are:
             written[name] = str(value) if isinstance(value, Path) else value
-    args = parser.parse_object(written)
+    with _PARSING:
+        args = parser.parse_object(written)
     named = [name for name in data if name not in as_they_are]
     return options_of(kind, parser, args, models=models, data=named, made=as_they_are)
 

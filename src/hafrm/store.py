@@ -71,7 +71,7 @@ def _acquire(lock: BaseFileLock, home: Path, *, timeout: float) -> None:
             home.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=timeout)
             return
-        except FileNotFoundError:  # the lock's last owner wrote nothing, and has just removed the folder
+        except (FileNotFoundError, FileExistsError):  # the lock's last owner is just removing the empty folder
             if attempt == 9:
                 raise
 

@@ -82,8 +82,8 @@ _INTRO = """\
 # Speed and memory
 
 hafrm's cost as a fraction of the other program's (below 1, hafrm is cheaper), for a Llama with 59 million parameters on
-a two-core CPU. Steps have 16 pairs, or 8 for SmolLM2-135M-Instruct, whose products are in bfloat16. Dialogues are from
-HH-Harmless, short pairs from PKU-SafeRLHF. RewardTrainer and DPOTrainer are TRL's.
+a two-core CPU. SmolLM2 is SmolLM2-135M-Instruct, with products in bfloat16. Steps have 16 pairs, or 8 for SmolLM2 on
+dialogues. Dialogues are from HH-Harmless, short pairs from PKU-SafeRLHF. RewardTrainer and DPOTrainer are TRL's.
 """
 
 _WHOLE_RUN = """\
@@ -175,6 +175,9 @@ _SHOWN = (
     ("whole-run-small-pku-safe", "haf / trl reward grouped"),
     ("whole-run-smollm2-bfloat16-hh-harmless", "haf / trl reward"),
     ("whole-run-smollm2-bfloat16-hh-harmless", "haf / trl reward grouped"),
+    ("whole-run-smollm2-bfloat16-pku-safe", "haf / trl reward"),
+    ("whole-run-smollm2-bfloat16-pku-safe", "haf / trl reward grouped"),
+    ("whole-run-smollm2-bfloat16-pku-safe", "haf / trl dpo grouped"),
     ("whole-run-small-hh-harmless", "haf / trl dpo"),
     ("whole-run-small-pku-safe", "haf / trl dpo"),
     ("hh-harmless", "hybrid_vs_trl_reward"),

@@ -159,6 +159,22 @@ def test_a_loaded_model_trains_as_its_folder_does(base: Path, rows: list[Any], t
         hafrm.train(config, model=model)
 
 
+@pytest.mark.parametrize(
+    ("objects", "name"),
+    [
+        ({"tokenizer": 5}, "tokenizer"),
+        ({"model": torch.nn.Linear(1, 1)}, "model"),
+        ({"callbacks": [print]}, "callbacks"),
+    ],
+)
+def test_objects_of_other_types_are_refused(
+    objects: dict[str, Any], name: str, base: Path, rows: list[Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{name}: expected"):
+        hafrm.train({"model": base, "data": rows, "out": tmp_path / "run", **QUICK}, **objects)
+    assert not (tmp_path / "run").exists()
+
+
 def test_callbacks_are_called(base: Path, rows: list[Any], tmp_path: Path) -> None:
     seen: list[int] = []
 

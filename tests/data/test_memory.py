@@ -82,6 +82,13 @@ def test_missing_values_of_a_data_frame_are_absent() -> None:
     assert pairs[1].group not in ("a", "")
 
 
+@pytest.mark.parametrize("levels", [["prompt"], ["prompt", "margin"]], ids=["index", "several levels"])
+@pytest.mark.parametrize("drop", [True, False], ids=["moved", "copied"])
+def test_named_levels_of_an_index_are_columns(levels: list[str], drop: bool) -> None:
+    frame = pandas.DataFrame(STRINGS)
+    assert load_pairs(frame.set_index(levels, drop=drop)).pairs == load_pairs(frame).pairs
+
+
 def test_numbers_and_arrays_of_numpy_are_values() -> None:
     row = {
         "prompt": np.array([{"role": "user", "content": np.str_("a")}]),

@@ -146,6 +146,7 @@ def _values(held: Any) -> Iterator[Any]:
     if hasattr(held, "iter_rows"):  # polars
         yield from held.iter_rows(named=True)
     elif hasattr(held, "iloc") and hasattr(held, "columns"):  # pandas
+        held = _with_index(held)
         require_once(held.columns, _kind(held))
         for start in range(0, len(held), _BATCH):
             for row in held.iloc[start : start + _BATCH].to_dict("records"):
@@ -162,6 +163,12 @@ def _values(held: Any) -> Iterator[Any]:
             with contextlib.suppress(RecursionError):  # too deep a value is not one that a row needs
                 value = plain_value(value)
             yield arrow_row(value) if hasattr(held, "column_names") and isinstance(value, Mapping) else value
+
+
+def _with_index(frame: Any) -> Any:
+    """Return a pandas DataFrame with the named levels of its index as columns, except those it also has as columns."""
+    named = [name for name in frame.index.names if name is not None and name not in frame.columns]
+    return frame.reset_index(level=named) if named else frame
 
 
 def plain_value(value: Any) -> Any:

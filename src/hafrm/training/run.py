@@ -18,6 +18,7 @@ from rich.console import Console
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     PrinterCallback,
     ProgressCallback,
     TrainerCallback,
@@ -98,6 +99,7 @@ def train(
         >>> result.folder
         PosixPath('runs/mine')
     """
+    _check_objects(model, tokenizer, callbacks)
     if isinstance(model, PreTrainedModel):
         if tokenizer is None:
             raise ConfigError("tokenizer: a loaded model needs its tokenizer too.")
@@ -114,6 +116,21 @@ def train(
             gc.collect()  # frees the failed attempt's model
             torch.cuda.empty_cache()
             config = replace(config, overwrite=False)  # resumes from the failed attempt's last checkpoint
+
+
+def _check_objects(model: Any, tokenizer: Any, callbacks: Sequence[Any]) -> None:
+    """Raise ConfigError if an object of another library has a type that training can't use."""
+    if model is not None and not isinstance(model, PreTrainedModel | str | Path):
+        raise ConfigError(f"model: expected a folder, a hub id or a PreTrainedModel, got {type(model).__name__}.")
+    if tokenizer is not None and not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ConfigError(f"tokenizer: expected a tokenizer of transformers, got {type(tokenizer).__name__}.")
+    if not all(map(_is_callback, callbacks)):
+        raise ConfigError("callbacks: expected a list of transformers' TrainerCallbacks.")
+
+
+def _is_callback(value: Any) -> bool:
+    """Return whether Trainer accepts a value as a callback: an instance, or a class that it instantiates."""
+    return isinstance(value, TrainerCallback) or (isinstance(value, type) and issubclass(value, TrainerCallback))
 
 
 def _fewer_tokens(config: TrainConfig, error: NoMemoryError) -> int:

@@ -182,6 +182,31 @@ class RunFolder:
         return values
 
 
+def parsed_lines(path: Path, parse: Callable[[Any], T], *, remedy: str | None) -> Iterator[T]:
+    """Yield the parsed lines of a JSON-lines file.
+
+    Args:
+        path: The file.
+        parse: Makes a result of a line's value; it raises a ValueError, KeyError or TypeError for an unexpected value.
+        remedy: What to do about a damaged line; None leaves damaged lines out.
+
+    Raises:
+        DataError: a line is damaged, and there is a remedy.
+        OSError: there is no such file.
+    """
+    with path.open("rb") as file:  # as text, lines would also end at a carriage return
+        for number, line in enumerate(file, 1):
+            if line == b"\n":
+                continue
+            try:
+                found = parse(json.loads(line))
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                if remedy:
+                    raise DataError(f"{path}, line {number}, is damaged ({error}). {remedy}") from error
+            else:
+                yield found
+
+
 class LineFile:
     """A JSON-lines file that grows and need not exist at first; its complete lines survive a kill at any moment."""
 
@@ -205,15 +230,7 @@ class LineFile:
             DataError: a line is not JSON, or `parse` raises a ValueError, KeyError or TypeError for its value.
         """
         self.drop_half_line()
-        found = []
-        for number, line in enumerate(self.path.read_bytes().split(b"\n") if self.path.exists() else [], 1):
-            try:
-                found += [parse(json.loads(line))] if line else []
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise DataError(
-                    f"{self.path}, line {number}, can't be read ({error}): it is damaged. Choose another --out."
-                ) from error
-        return found
+        return list(parsed_lines(self.path, parse, remedy="Choose another --out.")) if self.path.exists() else []
 
     def extend(self, rows: Iterable[Mapping[str, Any]], *, at_once: bool = False) -> None:
         """Append rows, which are on disk when this returns.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from hafrm import atomic
 from hafrm.cli.options import options_of, parser_of
 from hafrm.progress import ProgressLine, time_left
 from hafrm.rlhf.options import RlhfConfig
-from hafrm.training.metrics import METRICS_FILE
+from hafrm.training.metrics import METRICS_FILE, read_metrics
 
 _FIGURES: Mapping[str, Mapping[str, str]] = {
     "curves.svg": {
@@ -73,7 +72,7 @@ def write_curves(folder: Path) -> list[str]:
     from hafrm.report.charts import standalone
     from hafrm.report.figures import Curve, Panel, curve_panels
 
-    rows = [json.loads(line) for line in (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
+    rows = list(read_metrics(folder / METRICS_FILE))
     for name, titles in _FIGURES.items():
         panels = []
         for key, title in titles.items():

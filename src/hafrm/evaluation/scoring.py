@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -11,10 +10,10 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from hafrm.data import OnBadRow
-from hafrm.errors import BadRowError, BadRowReason, DataError, ModelError, RefusedError
+from hafrm.errors import BadRowError, BadRowReason, ModelError, RefusedError
 from hafrm.models.scorers import Scorer, rewards_of_the_rest
 from hafrm.pairs import Conversation, Message, PreferencePair
-from hafrm.store import LineFile
+from hafrm.store import LineFile, parsed_lines
 
 SCORES_FILE = "scores.jsonl"
 RESULTS_FILE = "results.json"
@@ -219,13 +218,4 @@ def read_raw_scores(path: Path, kind: type[Kind]) -> list[Kind]:
         DataError: a line is not a score.
     """
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    scores = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):  # splitlines would also split at U+2028
-        if not line:
-            continue
-        try:
-            row = json.loads(line)
-            scores.append(kind(**{name: row[name] for name in names}))
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}, line {number}, is not a {kind.__name__} ({error}). Evaluate again.") from error
-    return scores
+    return list(parsed_lines(path, lambda row: kind(**{name: row[name] for name in names}), remedy="Evaluate again."))

@@ -37,7 +37,7 @@ from hafrm.models.runinfo import run_info
 from hafrm.models.scorers import HybridScorer
 from hafrm.models.tokens import PrefixRewards, TokenRatios
 from hafrm.pairs import PreferencePair
-from hafrm.store import LineFile
+from hafrm.store import LineFile, parsed_lines
 
 TOKENS_FILE = "tokens.jsonl"
 
@@ -219,14 +219,10 @@ def write_tokens(folder: Path, lines: Sequence[Line]) -> None:
 
 def read_tokens(path: Path) -> list[Line]:
     """Read a file of log-ratios, except damaged lines; empty if there is no file."""
-    if not path.is_file():
-        return []
-    found = []
-    for text in path.read_bytes().split(b"\n"):
-        try:
-            line = json.loads(text)
-            if {"model", "data", "id", "chosen", "rejected"} <= set(line):
-                found.append(line)
-        except (ValueError, TypeError):
-            continue
-    return found
+    return list(parsed_lines(path, _pair_line, remedy=None)) if path.is_file() else []
+
+
+def _pair_line(line: Line) -> Line:
+    if missing := {"model", "data", "id", "chosen", "rejected"} - set(line):
+        raise KeyError(*missing)
+    return line

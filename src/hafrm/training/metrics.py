@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from hafrm import atomic
+from hafrm.store import parsed_lines
 
 METRICS_FILE = "metrics.jsonl"
 
 
 def keep_metrics(path: Path, step: int) -> None:
     """Remove the lines after `step` from a metrics file, and the partial last line of a killed run."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    atomic.write_text(path, "".join(f"{line}\n" for line in lines if step and _step(line) <= step))
+    kept = [row for row in read_metrics(path) if step and row["step"] <= step]
+    atomic.write_text(path, "".join(f"{json.dumps(row)}\n" for row in kept))
 
 
 def add_metrics(path: Path, step: int, values: Mapping[str, float]) -> None:
@@ -28,13 +29,11 @@ def add_metrics(path: Path, step: int, values: Mapping[str, float]) -> None:
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the lines of a metrics file, without the partial last line of a killed run."""
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        if math.isfinite(_step(line)):
-            yield json.loads(line)
+    if path.exists():
+        yield from parsed_lines(path, _with_step, remedy=None)
 
 
-def _step(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # the partial last line of a killed run
-        return float("inf")
+def _with_step(row: dict[str, Any]) -> dict[str, Any]:
+    if not math.isfinite(row["step"]):
+        raise ValueError("a line without a step")
+    return row

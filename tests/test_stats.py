@@ -17,6 +17,7 @@ from hafrm.stats import (
     Accuracy,
     accuracy,
     accuracy_by_bin,
+    best_penalty,
     bootstrap_interval,
     brier_score,
     calibration_bins,
@@ -533,3 +534,23 @@ def test_random_recall():
 def test_top_k_refuses(scores, ranks, k, message):
     with pytest.raises(ValueError, match=message):
         top_k_hits(scores, ranks, k)
+
+
+def test_the_penalty_is_chosen_by_the_loss_on_held_out_pairs() -> None:
+    """As by scikit-learn's fits; here the accuracy would choose another one."""
+    rng = np.random.default_rng(1)
+    weights, x, held_out = rng.normal(0, 0.3, 20), rng.normal(0, 1, (60, 20)), rng.normal(0, 1, (30, 20))
+    for rows in (x, held_out):
+        rows *= np.where(rng.random(len(rows)) < special.expit(rows @ weights), 1, -1)[:, None]
+    penalties = [0.1, 1.0, 10.0, 100.0]
+    fits = {}
+    for penalty in penalties:
+        both, labels = np.concatenate([x, -x]), np.repeat([1, 0], len(x))
+        model = LogisticRegression(C=0.5 / penalty, fit_intercept=False, tol=1e-9, max_iter=10_000).fit(both, labels)
+        fits[penalty] = held_out @ model.coef_[0]
+    losses = {penalty: np.logaddexp(0, -margins).mean() for penalty, margins in fits.items()}
+    best = min(penalties, key=lambda penalty: losses[penalty])
+    assert best != max(penalties, key=lambda penalty: (hits(fits[penalty]).mean(), penalty))
+    found, chosen = best_penalty(x, held_out, penalties)
+    assert found == best
+    np.testing.assert_allclose(held_out @ chosen, fits[best], atol=1e-3)

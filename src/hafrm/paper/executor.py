@@ -155,7 +155,7 @@ def _score_fitted(job: Job, row: str, backbone: str, name: str, say: Say) -> Non
     run = Run(backbone=backbone, sets=(name,), method="baseline")
     data, test = run.data(job), job.scale.sets[name].test
     pairs = load_pairs(test, split="test")
-    depends_on = {"pairs": list(data.digests().values()), "test": pairs.reports[0].sha256}
+    depends_on = {"pairs": list(data.digests().values()), "test": pairs.reports[0].sha256, "penalty": "by loss"}
     with FileLock(_lock_file(job, known_as)):
         if record.has_scores(known_as, depends_on):
             return

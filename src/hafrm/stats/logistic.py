@@ -11,7 +11,6 @@ import numpy as np
 from scipy import optimize, sparse
 from scipy.special import expit
 
-from hafrm.stats.accuracies import accuracy
 from hafrm.stats.checks import Floats
 
 
@@ -35,7 +34,10 @@ def fit_pairs(x: sparse.csr_array | Floats, penalty: float) -> Floats:
 def best_penalty(
     x: sparse.csr_array | Floats, held_out: sparse.csr_array | Floats, penalties: Sequence[float]
 ) -> tuple[float, Floats]:
-    """Return the penalty with which a fit is best on held-out pairs, and the weights of that fit, [W].
+    """Return the penalty with which a fit has the lowest loss on held-out pairs, and the weights of that fit, [W].
+
+    The loss is that of the fit, because accuracies of so few pairs differ by chance: by them a penalty can win whose
+    margins are far too large.
 
     Args:
         x: Chosen minus rejected of the pairs to fit, [B, W].
@@ -43,4 +45,4 @@ def best_penalty(
         penalties: Candidates; ties go to the larger one.
     """
     fits = [(penalty, fit_pairs(x, penalty)) for penalty in sorted(penalties, reverse=True)]
-    return max(fits, key=lambda fit: accuracy(held_out @ fit[1]).value)
+    return min(fits, key=lambda fit: float(np.logaddexp(0, -(held_out @ fit[1])).mean()))

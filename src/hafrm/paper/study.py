@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hafrm.evaluation.scoring import PairScore
+from hafrm.paper.certainty import certainties
 from hafrm.paper.executor import reference_name
 from hafrm.paper.measures import AVERAGE, Paired, Scores, grid_of, mean_compared, measured
 from hafrm.paper.numbers import SETS
@@ -33,16 +34,19 @@ def collect(job: Job) -> dict[str, Any]:
 
     Returns:
         `{"format", "scale", "sets", "seeds", "steps", "cap", "max_length", "backbones", "rates", "rate_seeds", "parts",
-        "comparisons", "seen", "failures", "unfinished", "missing", "counts"}`. `parts` is {PART: {BACKBONE: {COLUMN:
-        {ROW: {"accuracy", "by_seed", "spread", "ci95", "n", "prompts", "length_accuracy", "seeds", "unscored"}}}}}; the
-        `difference` of a comparison is row `a` - row `b` on the pairs that both scored; `columns` are those of a mean.
-        `seen` is {PART: {COLUMN: [pairs excluded because their prompt was trained on, all pairs]}}.
+        "comparisons", "certainty", "seen", "failures", "unfinished", "missing", "counts"}`.
+
+        `parts` is {PART: {BACKBONE: {COLUMN: {ROW: {"accuracy", "by_seed", "spread", "ci95", "n", "prompts",
+        "length_accuracy", "seeds", "unscored"}}}}}; the `difference` of a comparison is row `a` - row `b` on the pairs
+        that both scored; `columns` are those of a mean. `certainty` is {BACKBONE: `certainties`}, in domain. `seen` is
+        {PART: {COLUMN: [pairs excluded because their prompt was trained on, all pairs]}}.
     """
     journal, done = journal_of(job), _done(job)
     left = {name: entry for name, entry in journal.last().items() if name not in done}
     events = [entry.event for entry in journal.entries()]
     parts: dict[str, dict[str, Any]] = {}
     comparisons: list[dict[str, Any]] = []
+    certainty: dict[str, Any] = {}
     seen: dict[str, dict[str, list[int]]] = {}
     for part, backbone in stage_order(job):
         scores, left_out = _scores(job, part, backbone)
@@ -51,6 +55,8 @@ def collect(job: Job) -> dict[str, Any]:
         if scores:
             parts.setdefault(part, {})[backbone] = json_grid(scores)
             comparisons += compare_rows(part, backbone, scores)
+            if part == "table2":  # its margins are log-odds in every row
+                certainty[backbone] = certainties(scores)
     correct(comparisons)
     return {
         "format": FORMAT,
@@ -70,6 +76,7 @@ def collect(job: Job) -> dict[str, Any]:
         "rate_sets": list(job.rate_sets or job.sets),
         "parts": parts,
         "comparisons": comparisons,
+        "certainty": certainty,
         "seen": seen,
         "failures": [{"what": name, "reason": entry.reason} for name, entry in left.items() if entry.event == "failed"],
         "unfinished": [name for name, entry in left.items() if entry.event == "started"],

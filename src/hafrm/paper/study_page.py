@@ -75,8 +75,8 @@ def findings_of(results: Results, about: str | None = None) -> Findings:
 
     Args:
         results: Results of `collect`, or its file's contents.
-        about: How this study differs from the main one, for the title. Default: its backbones, and its part if it has
-            one besides accuracies in domain.
+        about: How this study differs from the main one, for the title. Default: its backbones, the number of its pairs,
+            and its part if it has one besides accuracies in domain.
     """
     parts = [part for part in PARTS if part in results["parts"]]
     return Findings(
@@ -86,6 +86,7 @@ def findings_of(results: Results, about: str | None = None) -> Findings:
         results=results,
         tables=(
             *(table for part in parts for table in _tables(results, part)),
+            *_certainty(results),
             _rate_table(results),
             *_account(results),
         ),
@@ -95,11 +96,12 @@ def findings_of(results: Results, about: str | None = None) -> Findings:
 
 
 def _subject(results: Results) -> str:
-    """Return what a study is about: its backbones, and its part if it has one besides accuracies in domain."""
+    """Return what a study is about: backbones, pairs, and its part if it has one besides accuracies in domain."""
     others = [part for part in PARTS if part in results["parts"] and part != "table2"]
     where = f", {PARTS[others[0]].where.lower()}" if len(others) == 1 else ""
     world = " in the simulated world" if results["scale"] == "world" else ""
-    return f"{', '.join(results['backbones'])}{world}{where}"
+    pairs = f", {results['cap']:,} pairs" if results["cap"] else ""
+    return f"{', '.join(results['backbones'])}{world}{pairs}{where}"
 
 
 def readme_block(results: Results) -> str:
@@ -180,6 +182,31 @@ def _differences(part: str, found: Sequence[Mapping[str, Any]]) -> Table:
     )
     columns = ("points", "on", "difference, 95% interval", "by seed", "p", "p, Holm", "pairs")
     return Table(f"{PARTS[part].title}: differences", columns, rows)
+
+
+def _certainty(results: Results) -> Iterator[Table]:
+    """Tabulate how certain models are of their choices, and how often they are right."""
+    rows = tuple(
+        (
+            _label(name) if name == WORDS else f"{_label(name)} ({backbone})",
+            column,
+            percent(cell["right"]),
+            percent(cell["stated"]),
+            percent(cell["ece"]),
+            f"{cell['brier']:.3f}",
+            "–" if cell["over"] is None else with_interval(cell["over"]["difference"], cell["over"]["ci95"], _signed),
+        )
+        for backbone, columns in results.get("certainty", {}).items()
+        for column, cells in columns.items()
+        for name, cell in cells.items()
+    )
+    if rows:
+        names = ("", "on", "right, %", "certainty, %", "calibration error, %", "Brier score", "against the baseline")
+        yield Table("Calibration in domain", names, rows)
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
 
 
 def _choices(results: Results) -> list[tuple[str, Mapping[str, Any]]]:

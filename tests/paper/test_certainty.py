@@ -47,6 +47,8 @@ def test_the_difference_is_on_the_pairs_and_seeds_of_both() -> None:
     expected = [brier_score_loss(ones, 1 / (1 + np.exp(-each[10:30]))) for each in (haf[0], baseline)]
     assert found["haf"]["over"]["difference"] == pytest.approx(expected[0] - expected[1])
     assert found["dpo"]["over"] is None
+    apart = {"haf": {0: scores([LN3] * 5 + [None] * 5)}, "baseline": {0: scores([None] * 5 + [LN3] * 5)}}
+    assert certainties({"BS": apart})["BS"]["haf"]["over"] is None
     assert certainties({"BS": {"haf": rows["haf"]}}) == {}
 
 

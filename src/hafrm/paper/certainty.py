@@ -63,9 +63,10 @@ def _compared(ours: _Seeds, theirs: _Seeds) -> dict[str, Any] | None:
     """Compare the Brier scores of two rows, with an interval over prompts of the seeds' mean."""
     shared = [seed for seed in ours if seed in theirs]
     sides = [[_margins(side[seed]) for seed in shared] for side in (ours, theirs)]
-    if not shared:
+    scored = [set(margins) for side in sides for margins in side]
+    pairs = sorted(set.intersection(*scored)) if scored else []
+    if not pairs:
         return None
-    pairs = [pair for pair in sides[0][0] if all(pair in margins for side in sides for margins in side)]
     groups = {score.id: score.group for score in ours[shared[0]]}
     a, b = (_squares(side, pairs) for side in sides)
     test = paired_bootstrap(a, b, [groups[pair] for pair in pairs])

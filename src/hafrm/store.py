@@ -182,19 +182,21 @@ class RunFolder:
         return values
 
 
-def parsed_lines(path: Path, parse: Callable[[Any], T], *, remedy: str | None) -> Iterator[T]:
+def parsed_lines(path: Path, parse: Callable[[Any], T], *, remedy: str | None, since: int = 0) -> Iterator[T]:
     """Yield the parsed lines of a JSON-lines file.
 
     Args:
         path: The file.
         parse: Makes a result of a line's value; it raises a ValueError, KeyError or TypeError for an unexpected value.
         remedy: What to do about a damaged line; None leaves damaged lines out.
+        since: How many bytes to skip at the start.
 
     Raises:
         DataError: a line is damaged, and there is a remedy.
-        OSError: there is no such file.
+        OSError: the file can't be read.
     """
     with path.open("rb") as file:  # as text, lines would also end at a carriage return
+        file.seek(since)
         for number, line in enumerate(file, 1):
             if line == b"\n":
                 continue

@@ -25,7 +25,7 @@ from hafrm.errors import ConfigError, DataError
 from hafrm.evaluation.scoring import PairScore
 from hafrm.models.options import LoraOptions
 from hafrm.paper.scales import Backbone, Job, Scale, SetFiles
-from hafrm.store import changed_values, read_json
+from hafrm.store import changed_values, parsed_lines, read_json
 from hafrm.training.manifest import processor
 
 _HEADER = "study.json"
@@ -65,13 +65,8 @@ class _Lines:
 
     def rows(self, since: int = 0) -> Iterator[Any]:
         """Yield the values of all complete lines after the first `since` bytes."""
-        if not self.path.exists():
-            return
-        for line in self.path.read_bytes()[since:].split(b"\n"):  # not str.splitlines: JSON may contain U+2028
-            try:
-                yield json.loads(line)
-            except ValueError:
-                continue
+        if self.path.exists():
+            yield from parsed_lines(self.path, lambda row: row, remedy=None, since=since)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -21,7 +22,7 @@ from hafrm.paper.study import AVERAGES, ENOUGH, collect
 from hafrm.paper.tables import LEGEND, METHOD_NAMES, bar_group, cell_text, lines_of, ranked_rows, template
 from hafrm.report.figures import Curve, Panel, accuracy_bars, curve_panels
 from hafrm.report.findings import Cell, Findings, Table, table_markdown
-from hafrm.report.wording import count, p_value, percent, points, with_interval
+from hafrm.report.wording import count, p_value, percent, points, signed, with_interval
 from hafrm.stats import FEWEST_GROUPS
 
 Results = Mapping[str, Any]
@@ -186,6 +187,7 @@ def _differences(part: str, found: Sequence[Mapping[str, Any]]) -> Table:
 
 def _certainty(results: Results) -> Iterator[Table]:
     """Tabulate how certain models are of their choices, and how often they are right."""
+    in_thousandths = partial(signed, decimals=3)
     rows = tuple(
         (
             _label(name) if name == WORDS else f"{_label(name)} ({backbone})",
@@ -194,7 +196,7 @@ def _certainty(results: Results) -> Iterator[Table]:
             percent(cell["stated"]),
             percent(cell["ece"]),
             f"{cell['brier']:.3f}",
-            "–" if cell["over"] is None else with_interval(cell["over"]["difference"], cell["over"]["ci95"], _signed),
+            "–" if (over := cell["over"]) is None else with_interval(over["difference"], over["ci95"], in_thousandths),
         )
         for backbone, columns in results.get("certainty", {}).items()
         for column, cells in columns.items()
@@ -203,10 +205,6 @@ def _certainty(results: Results) -> Iterator[Table]:
     if rows:
         names = ("", "on", "right, %", "certainty, %", "calibration error, %", "Brier score", "against the baseline")
         yield Table("Calibration in domain", names, rows)
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
 
 
 def _choices(results: Results) -> list[tuple[str, Mapping[str, Any]]]:

@@ -15,7 +15,7 @@ from hafrm.paper.scales import Job
 from hafrm.report.figures import Bar, BarGroup
 from hafrm.report.findings import Cell, Findings, Relation, Table, made_with_note, ranked
 from hafrm.report.html import templates
-from hafrm.report.wording import count, interval, percent, points, with_interval
+from hafrm.report.wording import count, interval, percent, points, signed, with_interval
 from hafrm.stats import FEWEST_GROUPS
 from hafrm.training.manifest import environment
 
@@ -29,7 +29,7 @@ LEGEND = tuple(METHOD_NAMES.items())
 def points_of(ends: Sequence[float]) -> Callable[[float], str]:
     """Return how to format an interval: with two decimals if one would not show the sign of an end."""
     near = any(0 < abs(end) < 0.0005 for end in ends)
-    return (lambda share: f"{100 * share:+.2f}".replace("-", "−")) if near else points
+    return (lambda share: signed(100 * share, 2)) if near else points
 
 
 @cache

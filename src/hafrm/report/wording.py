@@ -23,9 +23,14 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
+def signed(value: float, decimals: int) -> str:
+    """Format a number with its sign: -0.0125 with three decimals is "−0.013"."""
+    return f"{value:+.{decimals}f}".replace("-", _MINUS)
+
+
 def points(difference: float) -> str:
     """Format a difference of two shares in points, with its sign: 0.012 is "+1.2"; zero after rounding is "0.0"."""
-    worded = f"{100 * difference:+.1f}".replace("-", _MINUS)
+    worded = signed(100 * difference, 1)
     return worded if worded.strip(f"+{_MINUS}0.") else "0.0"
 
 

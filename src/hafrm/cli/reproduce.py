@@ -126,7 +126,7 @@ class ReproduceConfig:
 
     parts: list[str] = field(default_factory=list, metadata=_STUDY)
     """study: the parts to run, of table2, ood, starts, sft, transfer, heads, mixed, losses, ratios, sizes, noise,
-    priors. Default: all, in this order.
+    priors, trl. Default: all, in this order.
     """
 
     hours: float | None = field(default=None, metadata=_STUDY | limits(above=0))

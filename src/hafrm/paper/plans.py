@@ -255,6 +255,16 @@ PARTS: dict[str, Part] = {
         rows=_losses(("probit", "cauchy", "hinge"), {"bradley_terry": {"method": "haf"}}),
         rivals=tuple((prior, "bradley_terry") for prior in ("probit", "cauchy", "hinge")),
     ),
+    "trl": Part(
+        title="Next to TRL's RewardTrainer, on the same pairs with the same options",
+        where="Next to TRL",
+        rows={
+            "haf": {"method": "haf"},
+            "baseline": {"method": "baseline"},
+            "trl": {"method": "baseline", "trainer": "trl"},
+        },
+        rivals=(("baseline", "trl"), ("haf", "trl")),
+    ),
 }
 """The study's parts by name, in the order in which they run on one backbone."""
 

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -23,6 +23,7 @@ from hafrm.models.options import Head, HeadInit, Method, ScoreOptions
 from hafrm.options import command_line
 from hafrm.paper.samples import RunData
 from hafrm.paper.scales import Job
+from hafrm.paper.trl_rewards import train_with_trl
 from hafrm.paper.world.sets import RANKED
 from hafrm.rlhf.options import Dense, KlOptions, RlhfConfig, SamplingOptions
 from hafrm.rlhf.run import rlhf
@@ -173,6 +174,8 @@ class Run(Trained):
     off_topic: float = 0.0
     """Share of the training pairs to which an off-topic one is added."""
     head_init: HeadInit = "auto"
+    trainer: Literal["hafrm", "trl"] = "hafrm"
+    """`trl` trains the baseline with TRL's RewardTrainer."""
     keep_checkpoints: bool = False
     """Whether to keep every checkpoint, for experiments that compare them."""
 
@@ -195,8 +198,9 @@ class Run(Trained):
         flipped = f"-flipped{self.flipped}" if self.flipped else ""
         off_topic = f"-offtopic{self.off_topic:g}" if self.off_topic else ""
         head = "" if self.head_init == "auto" else f"-{self.head_init}"
+        trainer = "" if self.trainer == "hafrm" else f"-{self.trainer}"
         kept = "-checkpoints" if self.keep_checkpoints else ""
-        settings = f"{self.method}{ratio}{loss}{share}{flipped}{off_topic}{head}"
+        settings = f"{self.method}{ratio}{loss}{share}{flipped}{off_topic}{head}{trainer}"
         return f"{self.backbone}/{'+'.join(self.sets)}/{settings}-seed{self.seed}{kept}"
 
     def folder(self, job: Job) -> Path:
@@ -248,7 +252,11 @@ class Run(Trained):
         return named | {"chat_template": template, "pairs": list(self.data(job).digests().values())}
 
     def _train(self, job: Job) -> None:
-        train(self.config(job, model=job.model(self.backbone)), callbacks=[_WeightsAlone()] * self.keep_checkpoints)
+        config = self.config(job, model=job.model(self.backbone))
+        if self.trainer == "trl":
+            train_with_trl(config)
+        else:
+            train(config, callbacks=[_WeightsAlone()] * self.keep_checkpoints)
 
     def make(self, job: Job) -> Path:
         """Return the folder, after training it if it is unfinished, without the files that only a resumed run needs."""

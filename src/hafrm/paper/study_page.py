@@ -41,6 +41,7 @@ _ROWS = {
     "cauchy": "Cauchy",
     "haf fitted": "HAF, fitted head",
     "baseline fitted": "Baseline, fitted head",
+    "trl": "TRL's RewardTrainer",
 }
 """Display names of the rows that have one."""
 

@@ -223,7 +223,7 @@ def _prepare(
     measured = None if shards else partial(measure, model, objective, tables=data.train, args=args)
     layout, needs = fitted_layout(config, model, tokenizer, measured, progress.say)
     tokens, sized = tokens_per_batch(config, needs, args, most_tokens)
-    info = _run_info(config, tokenizer, _base_digest(model, objective))
+    info = run_info(config, tokenizer, _base_digest(model, objective))
     effective = effective_settings(args, config, model.config, shards) | {"weights": info.base_digest}
     if config.chat_template is not None:
         effective["chat_template"] = hashlib.sha256(tokenizer.chat_template.encode()).hexdigest()
@@ -319,7 +319,8 @@ def _base_digest(model: HybridModel, objective: Objective) -> str:
     return weights_digest(model) if objective.needs_reference or model.adapted else ""
 
 
-def _run_info(config: TrainConfig, tokenizer: Any, base_digest: str) -> RunInfo:
+def run_info(config: TrainConfig, tokenizer: Any, base_digest: str = "") -> RunInfo:
+    """Return what a run's checkpoints say about it, from its options."""
     loss = config.resolved_loss
     local = Path(config.model)
     return RunInfo(

@@ -44,5 +44,15 @@ def test_ctrl_c_is_one_true_line(command: str, options: Sequence[str], monkeypat
     assert ("checkpoint" in error) == (command in ("demo", "pretrain", "train", "rlhf"))
 
 
+@pytest.mark.parametrize("command", ["train", "data"])
+def test_ctrl_c_while_a_command_is_loaded_is_one_line_too(command: str, monkeypatch, capfd) -> None:
+    def loading(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib, "import_module", loading)
+    assert main([command, *COMMANDS[command]]) == 130
+    assert capfd.readouterr().err == f"hafrm {command}: stopped; {cli.STOPPED[command]}\n"
+
+
 def test_every_command_has_its_line() -> None:
     assert cli.STOPPED.keys() == cli.COMMANDS.keys() == COMMANDS.keys()

@@ -74,11 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = argv[0] if argv else ""
     if command not in COMMANDS:
         return _without_command(argv)
-    module = importlib.import_module(f"hafrm.cli.{command.replace('-', '_')}")
-    parser: Parser = module.parser()
-    parser.prog = f"hafrm {command}"
     _escape_unprintable()
     try:
+        module = importlib.import_module(f"hafrm.cli.{command.replace('-', '_')}")
+        parser: Parser = module.parser()
+        parser.prog = f"hafrm {command}"
         args = parser.parse_args(parser.words(argv[1:]))  # exits with status 2 if the command line is invalid
         status: int = module.run(args) or 0
         sys.stdout.flush()  # raises here if the reader has closed the pipe

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from statistics import fmean
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 from scipy import special
@@ -21,21 +21,21 @@ from hafrm.data.off_topic import with_off_topic
 from hafrm.data.reports import SourceReport
 from hafrm.errors import ConfigError
 from hafrm.evaluation.probes import probe_scorer
-from hafrm.evaluation.scoring import SCORES_FILE, PairScore, read_scores
+from hafrm.evaluation.scoring import PairScore
 from hafrm.models.loading import load_scorer
 from hafrm.models.options import ScoreOptions
 from hafrm.models.scorers import HybridScorer, Scorer
 from hafrm.packing import SequenceBatch
 from hafrm.pairs import PreferencePair
-from hafrm.paper.measures import Paired, Scores, as_json, grid_of, left_out_reasons
-from hafrm.paper.plans import Part, Plan, Scoring, others_of
+from hafrm.paper.measures import Paired, Scores, as_json, grid_of, read_cells
+from hafrm.paper.plans import Cell, Part, Plan, Scoring, others_of, plan_of
 from hafrm.paper.record import values_line
 from hafrm.paper.runs import Run
-from hafrm.paper.samples import pairs_of, unseen
+from hafrm.paper.samples import pairs_of
 from hafrm.paper.scales import Job
 from hafrm.paper.tables import build_findings, cell_text
 from hafrm.paper.world import PROFILES, oracle_reward
-from hafrm.report.findings import Cell, Findings, Table
+from hafrm.report.findings import Findings, Table
 from hafrm.report.wording import percent, points, with_interval
 from hafrm.stats import bootstrap_interval, spearman
 
@@ -98,19 +98,22 @@ _PROBED = 200
 """Test pairs of the length probe, and of the comparison with responses to other prompts."""
 
 
-class _Cell(NamedTuple):
-    row: str
-    run: Run
-    scoring: Scoring
+def _runs(job: Job, name: str) -> list[tuple[str, Run]]:
+    """Return the rows with their runs, seed by seed."""
+    sets = (f"{job.sets[0]}{_VARIANTS.get(name, '')}",)
+    rows = [(seed, row) for seed in job.seeds for row in STUDIES[name].rows.items()]
+    return [(row, Run(backbone=job.backbones[0], sets=sets, seed=seed, **options)) for seed, (row, options) in rows]
 
 
-def _cells(job: Job, name: str) -> Iterator[_Cell]:
-    trained, tested = job.sets[0], (job.sets[0], *others_of(job.sets[0]))
-    for seed in job.seeds:
-        for row, options in STUDIES[name].rows.items():
-            sets = (f"{trained}{_VARIANTS.get(name, '')}",)
-            run = Run(backbone=job.backbones[0], sets=sets, seed=seed, **options)
-            yield _Cell(row, run, Scoring(runs=(run,), tested_on=tested))
+def _tested(job: Job) -> tuple[str, ...]:
+    return (job.sets[0], *others_of(job.sets[0]))
+
+
+def _cells(job: Job, name: str) -> Iterator[Cell]:
+    for row, run in _runs(job, name):
+        scoring = Scoring(runs=(run,), tested_on=_tested(job))
+        for tested in scoring.tested_on:
+            yield Cell(row=row, column=tested, run=run, tested_on=tested, scoring=scoring)
 
 
 def plan(job: Job, name: str) -> Plan:
@@ -121,13 +124,13 @@ def plan(job: Job, name: str) -> Plan:
     """
     if not job.in_world and name != "consistency":
         raise ConfigError(f"scale: {name} needs labels or true rewards that only the scale world has.")
-    cells = list(_cells(job, name))
-    return Plan(tuple(cell.run for cell in cells), tuple(cell.scoring for cell in cells))
+    return plan_of(_cells(job, name))
 
 
 def find(job: Job, name: str) -> Findings:
     """Report accuracies by labels and by true rewards, differences between rows, and what the study adds."""
-    part, (scores, left_out) = STUDIES[name], _scores(job, name)
+    part, (read, left_out) = STUDIES[name], read_cells(job, _cells(job, name))
+    scores = dict(_with_true_order(job, read)) if job.in_world else read
     grid = grid_of(scores)
     differences = {
         column: {
@@ -136,11 +139,11 @@ def find(job: Job, name: str) -> Findings:
         }
         for column, row in grid.items()
     }
-    rows: list[tuple[Cell, ...]] = [(row, *(cell_text(each[row]) for each in grid.values())) for row in part.rows]
+    rows = [(row, *(cell_text(each[row]) for each in grid.values())) for row in part.rows]
     found, tables, values = _MORE[name](job, scores) if name in _MORE else ({}, [], [])
     runs: dict[str, list[str]] = {}
-    for cell in _cells(job, name):
-        runs.setdefault(cell.row, []).append(str(cell.run.folder(job).relative_to(job.root / "runs")))
+    for row, run in _runs(job, name):
+        runs.setdefault(row, []).append(str(run.folder(job).relative_to(job.root / "runs")))
     return build_findings(
         job,
         name,
@@ -157,13 +160,13 @@ def find(job: Job, name: str) -> Findings:
             _differences_table(differences),
         ],
         values=[*(_true_leads_lines(job) if job.in_world else ()), *values],
-        left_out=left_out,
+        left_out={column: next(iter(rows.values())) for column, rows in left_out.items()},  # the same in every run
     )
 
 
 def _true_leads_lines(job: Job) -> Iterator[dict[str, Any]]:
     """Yield the record's lines that say which response of a test pair has the higher true reward."""
-    for tested in (job.sets[0], *others_of(job.sets[0])):
+    for tested in _tested(job):
         yield values_line("true", {"lead": true_leads(job.scale.sets[tested].test).values()}, on=tested)
 
 
@@ -180,27 +183,18 @@ def _differences_table(differences: Mapping[str, Mapping[str, Mapping[str, Any]]
     return Table("Differences in points", ("rows", "difference, 95% interval", "by seed"), rows)
 
 
-def _scores(job: Job, name: str) -> tuple[Scores, dict[str, Mapping[str, int]]]:
-    """Read the scores by column, row and seed: by the labels of each test set, and by its true rewards.
-
-    Also count the pairs that are left out, by test set and reason. They are the same pairs in each run.
-    """
-    found: Scores = {}
-    left_out: dict[str, Mapping[str, int]] = {}
-    for cell in _cells(job, name):
-        scores = read_scores(cell.scoring.folder(job) / SCORES_FILE)
-        for tested in cell.scoring.tested_on:
-            data = job.scale.sets[tested].test
-            of_set = [score for score in scores if score.data == data]
-            fair = unseen(job.scale, cell.run.sets, of_set)
-            left_out.setdefault(tested, left_out_reasons(of_set, fair))
-            columns = {tested: fair}
-            if job.in_world:
-                leads = true_leads(data)
-                columns[f"{tested}, true order"] = [_in_true_order(score, leads) for score in fair]
-            for column, each in columns.items():
-                found.setdefault(column, {}).setdefault(cell.row, {})[cell.run.seed] = each
-    return found, left_out
+def _with_true_order(job: Job, scores: Scores) -> Iterator[tuple[str, dict[str, dict[int, list[PairScore]]]]]:
+    """Yield each test set's scores by its labels, and by its true rewards."""
+    for tested, rows in scores.items():
+        leads = true_leads(job.scale.sets[tested].test)
+        yield tested, rows
+        yield (
+            f"{tested}, true order",
+            {
+                row: {seed: [_in_true_order(score, leads) for score in each] for seed, each in seeds.items()}
+                for row, seeds in rows.items()
+            },
+        )
 
 
 @cache
@@ -243,16 +237,16 @@ def _pays_for_length(job: Job, scores: Scores) -> _More:
     found: dict[str, dict[str, list[float]]] = {}
     odds = [true_log_odds(data, lead) for lead in true_leads(data).values()]
     values = [values_line("true", {"log_odds": odds}, on=trained)]
-    for cell in _cells(job, "length"):
-        of_row = found.setdefault(cell.row, {"pays": [], "probe": [], "raised": [], "on_topic": []})
-        of_row["pays"].append(_slope(scores[trained][cell.row][cell.run.seed], data))
-        scorer = load_scorer(str(cell.run.folder(job)), options=ScoreOptions().as_in_training())
-        (probed,) = probe_scorer(scorer, pairs, cell.row, ["length"])
+    for row, run in _runs(job, "length"):
+        of_row = found.setdefault(row, {"pays": [], "probe": [], "raised": [], "on_topic": []})
+        of_row["pays"].append(_slope(scores[trained][row][run.seed], data))
+        scorer = load_scorer(str(run.folder(job)), options=ScoreOptions().as_in_training())
+        (probed,) = probe_scorer(scorer, pairs, row, ["length"])
         of_row["probe"].append(probed.relative)
         of_row["raised"].append(probed.raised)
         rewards = np.array(scorer.score(talks), dtype=float)
         of_row["on_topic"].append(float(np.mean(rewards[0::2] > rewards[1::2])))
-        values.append(values_line(cell.row, {"on_topic": rewards[0::2] - rewards[1::2]}, seed=cell.run.seed))
+        values.append(values_line(row, {"on_topic": rewards[0::2] - rewards[1::2]}, seed=run.seed))
     rows = tuple(
         (
             name,
@@ -298,15 +292,14 @@ def _coverage(job: Job, scores: Scores) -> _More:
     true = np.array([true_log_odds(data, leads[pair.id]) for pair in pairs])
     stated: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     values = [values_line("true", {"log_odds": true}, on=job.sets[0])]
-    for cell in _cells(job, "calibration"):
-        run = str(cell.run.folder(job))
-        ways = {cell.row: _of_reward_heads} | ({_BOTH_HEADS: _of_both_heads} if cell.row == _ONE_TRAINED else {})
+    for row, run in _runs(job, "calibration"):
+        ways = {row: _of_reward_heads} | ({_BOTH_HEADS: _of_both_heads} if row == _ONE_TRAINED else {})
         for name, way in ways.items():
-            found_by = way(run, pairs)
+            found_by = way(str(run.folder(job)), pairs)
             difference, error = found_by.mean(1), found_by.std(1, ddof=1)
             stated.setdefault(name, []).append((difference, error))
             of_heads = {"difference": difference, "error": error}
-            values.append(values_line(name, of_heads, seed=cell.run.seed, on=job.sets[0]))
+            values.append(values_line(name, of_heads, seed=run.seed, on=job.sets[0]))
     found = {name: coverage(seeds, true, [pair.group for pair in pairs]) for name, seeds in stated.items()}
     rows = tuple((name, *_coverage_cells(each)) for name, each in found.items())
     inside = (f"in the {level:.0%} interval, %" for level in _LEVELS)

@@ -7,13 +7,13 @@ sigmoid(|m|) certain of its choice, on average as often as it is right if it is 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from hafrm.evaluation.scoring import PairScore
-from hafrm.paper.measures import Scores
+from hafrm.paper.measures import Scores, scored_by_all
 from hafrm.stats import (
     Floats,
     accuracy,
@@ -61,14 +61,12 @@ def _certainty(seeds: _Seeds) -> dict[str, Any]:
 
 def _compared(ours: _Seeds, theirs: _Seeds) -> dict[str, Any] | None:
     """Compare the Brier scores of two rows, with an interval over prompts of the seeds' mean."""
-    shared = [seed for seed in ours if seed in theirs]
-    sides = [[_margins(side[seed]) for seed in shared] for side in (ours, theirs)]
-    scored = [set(margins) for side in sides for margins in side]
-    pairs = sorted(set.intersection(*scored)) if scored else []
+    sides = [{seed: side[seed] for seed in ours if seed in theirs} for side in (ours, theirs)]
+    pairs = sorted(scored_by_all(sides))
     if not pairs:
         return None
-    groups = {score.id: score.group for score in ours[shared[0]]}
-    a, b = (_squares(side, pairs) for side in sides)
+    groups = {score.id: score.group for scores in sides[0].values() for score in scores}
+    a, b = (_squares(map(_margins, side.values()), pairs) for side in sides)
     test = paired_bootstrap(a, b, [groups[pair] for pair in pairs])
     return {"difference": test.difference, "ci95": test.interval}
 
@@ -77,7 +75,7 @@ def _margins(scores: Sequence[PairScore]) -> dict[str, float]:
     return {score.id: score.margin for score in scores if score.margin is not None}
 
 
-def _squares(seeds: Sequence[Mapping[str, float]], pairs: Sequence[str]) -> Floats:
+def _squares(seeds: Iterable[Mapping[str, float]], pairs: Sequence[str]) -> Floats:
     """Return the squared error of each pair's stated probability, averaged over seeds."""
     stated = [stated_probability([margins[pair] for pair in pairs]) for margins in seeds]
     squares: Floats = np.mean([(1 - each) ** 2 for each in stated], axis=0)

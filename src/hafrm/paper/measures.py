@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike
 from hafrm import atomic
 from hafrm.errors import DataError
 from hafrm.evaluation.scoring import SCORES_FILE, PairScore, read_scores
-from hafrm.paper.plans import Scoring, compared_cells
+from hafrm.paper.plans import Cell, Scoring, compared_cells
 from hafrm.paper.record import Record
 from hafrm.paper.runs import Run
 from hafrm.paper.samples import unseen
@@ -111,21 +111,34 @@ def measure(job: Job, trained_on: tuple[str, ...], tested_on: tuple[str, ...], *
     Raises:
         DataError: a comparison is missing, or no pair was scored by all seeds.
     """
+    scores, left_out = read_cells(job, compared_cells(job, trained_on, tested_on, backbone=backbone))
+    return {
+        column: {name: replace(each, left_out=left_out[column][name]) for name, each in row.items()}
+        for column, row in grid_of(scores).items()
+    }
+
+
+def read_cells(job: Job, cells: Iterable[Cell]) -> tuple[Scores, dict[str, dict[str, Counter[str]]]]:
+    """Read the scores of cells, without prompts that were trained on.
+
+    Returns:
+        The scores, and by column and row the number of pairs that an accuracy does not count, by reason, for the first
+        seed.
+    """
     read: dict[Path, list[PairScore]] = {}
     found: Scores = {}
-    left_out: dict[tuple[str, str], Counter[str]] = {}
-    for cell in compared_cells(job, trained_on, tested_on, backbone=backbone):
+    left_out: dict[str, dict[str, Counter[str]]] = {}
+    for cell in cells:
         folder = cell.scoring.folder(job)
         if folder not in read:
             read[folder] = read_scores(folder / SCORES_FILE)
         scores = _of_run(job, cell.run, cell.tested_on, read[folder])
-        of_row = found.setdefault(cell.column, {}).setdefault(cell.row, {})
-        of_row[cell.run.seed] = fair = unseen(job.scale, cell.run.sets, scores)
-        left_out.setdefault((cell.column, cell.row), left_out_reasons(scores, fair))
-    return {
-        column: {name: replace(each, left_out=left_out[column, name]) for name, each in row.items()}
-        for column, row in grid_of(found).items()
-    }
+        fair = unseen(job.scale, cell.run.sets, scores)
+        found.setdefault(cell.column, {}).setdefault(cell.row, {})[cell.run.seed] = fair
+        reasons = Counter(score.unscored for score in fair if score.margin is None)
+        reasons += Counter({"with a prompt that was trained on": len(scores) - len(fair)})
+        left_out.setdefault(cell.column, {}).setdefault(cell.row, reasons)
+    return found, left_out
 
 
 def write_record(job: Job, scorings: Iterable[Scoring], values: Iterable[Mapping[str, Any]], folder: Path) -> None:
@@ -154,12 +167,6 @@ def _of_run(job: Job, run: Run, tested_on: str, rows: Iterable[PairScore]) -> li
     return [row for row in rows if (row.model, row.data) == (model, data)]
 
 
-def left_out_reasons(scores: Sequence[PairScore], fair: Sequence[PairScore]) -> Counter[str]:
-    """Count what an accuracy does not count, by reason; `fair` are the scores whose prompts were not trained on."""
-    unscored = Counter(score.unscored for score in fair if score.margin is None)
-    return unscored + Counter({"with a prompt that was trained on": len(scores) - len(fair)})
-
-
 def left_out_of(grids: Mapping[str, Grid]) -> dict[str, Mapping[str, int]]:
     """Return the test pairs that are not in HAF's accuracies, by test set with backbone, and by reason."""
     return {
@@ -179,6 +186,12 @@ def grid_of(scores: Scores) -> dict[str, dict[str, Measured]]:
         column: {row: measured(list(seeds.values()), f"{column} by {row}") for row, seeds in rows.items()}
         for column, rows in scores.items()
     }
+
+
+def scored_by_all(rows: Iterable[Mapping[int, Sequence[PairScore]]]) -> set[str]:
+    """Return the pairs with a score in all seeds of all rows."""
+    every = [{score.id for score in scores if score.margin is not None} for row in rows for scores in row.values()]
+    return set.intersection(*every) if every else set()
 
 
 def measured(seeds: Sequence[Sequence[PairScore]], what: str) -> Measured:

@@ -324,15 +324,20 @@ def compared_cells(
                 yield Cell(row=method, column=name, run=run, tested_on=name, scoring=scoring)
 
 
+def plan_of(cells: Iterable[Cell]) -> Plan:
+    """Plan the runs and scorings of cells."""
+    found = list(cells)
+    return Plan(tuple(dict.fromkeys(c.run for c in found)), tuple(dict.fromkeys(c.scoring for c in found)))
+
+
 def comparison_plan(job: Job, pairs: Iterable[tuple[tuple[str, ...], tuple[str, ...]]]) -> Plan:
     """Plan the three methods on every backbone and seed, scored together, for each (training sets, test sets)."""
-    found = [
+    return plan_of(
         cell
         for trained_on, tested_on in pairs
         for backbone in job.backbones
         for cell in compared_cells(job, trained_on, tested_on, backbone=backbone)
-    ]
-    return Plan(tuple(dict.fromkeys(c.run for c in found)), tuple(dict.fromkeys(c.scoring for c in found)))
+    )
 
 
 def single_sets(job: Job) -> Plan:

@@ -7,13 +7,13 @@ Intervals are over prompts, for the mean over seeds, and tests are paired.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hafrm.evaluation.scoring import PairScore
 from hafrm.paper.certainty import certainties
 from hafrm.paper.executor import reference_name
-from hafrm.paper.measures import AVERAGE, Paired, Scores, grid_of, mean_compared, measured
+from hafrm.paper.measures import AVERAGE, Paired, Scores, grid_of, mean_compared, measured, scored_by_all
 from hafrm.paper.numbers import SETS
 from hafrm.paper.plans import FROZEN, PARTS, WORDS, cells
 from hafrm.paper.record import journal_of, record_of
@@ -128,7 +128,7 @@ def _scores(job: Job, part: str, backbone: str) -> tuple[Scores, dict[str, list[
         if scores:
             found.setdefault(cell.column, {}).setdefault(cell.row, {})[cell.run.seed] = scores
     for name, rows in found.items() if part == "table2" else ():
-        scored = _scored_by_all(rows.values())
+        scored = scored_by_all(rows.values())
         for row in (WORDS, FROZEN):
             if (reference := record.scores(reference_name(job, row, backbone, name))) is not None:
                 rows[row] = dict.fromkeys(job.seeds, _only(reference[0], scored))
@@ -138,12 +138,6 @@ def _scores(job: Job, part: str, backbone: str) -> tuple[Scores, dict[str, list[
 def _place(column: str) -> list[int]:
     """Return a column's place in the paper's order; `A→B` is a set's models on another set."""
     return [SETS.index(name) for name in column.split("→")]
-
-
-def _scored_by_all(rows: Iterable[Mapping[int, Sequence[PairScore]]]) -> set[str]:
-    """Return the pairs with a score in all seeds of all rows."""
-    every = [{score.id for score in scores if score.margin is not None} for row in rows for scores in row.values()]
-    return set.intersection(*every)
 
 
 def _only(scores: Sequence[PairScore], pairs: set[str]) -> list[PairScore]:
@@ -163,7 +157,7 @@ def json_grid(scores: Scores) -> dict[str, dict[str, Any]]:
 
 def _unscored(seeds: Mapping[int, Sequence[PairScore]]) -> int:
     """Count the test pairs that are not part of a cell's accuracy."""
-    return len({score.id for scores in seeds.values() for score in scores} - _scored_by_all([seeds]))
+    return len({score.id for scores in seeds.values() for score in scores} - scored_by_all([seeds]))
 
 
 def compare_rows(part: str, backbone: str, scores: Scores) -> Iterator[dict[str, Any]]:
@@ -189,7 +183,7 @@ def pair_rows(rows: Mapping[str, Mapping[int, list[PairScore]]], a: str, b: str)
     if not seeds:
         return None
     sides = [{seed: rows[row][seed] for seed in seeds} for row in (a, b)]
-    both, what = _scored_by_all(sides), f"{a} and {b}"
+    both, what = scored_by_all(sides), f"{a} and {b}"
     ours, theirs = (measured([_only(scores, both) for scores in side.values()], what) for side in sides)
     return Paired.of(ours, theirs, what, seeds)
 

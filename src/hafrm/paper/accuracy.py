@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from markupsafe import Markup
@@ -56,14 +56,14 @@ def find_in_domain(job: Job) -> Findings:
         relations=[
             each
             for backbone, grid in grids.items()
-            for each in relations(backbone, grid, gain=_printed_gains(job, backbone))
+            for each in relations(backbone, grid, printed=_printed_leads(job, backbone))
         ],
         left_out=left_out_of(grids),
     )
 
 
 def _papers_in_domain() -> Table:
-    rows: list[tuple[Cell, ...]] = []
+    rows = []
     for backbone in numbers.BACKBONES:
         printed = [row for row in numbers.TABLE_2 if row.backbone == backbone]
         values = zip(*([*row.accuracy.values(), row.average] for row in printed), strict=True)
@@ -71,7 +71,7 @@ def _papers_in_domain() -> Table:
         rows += ranked_rows(names, [[(value, f"{value:.2f}") for value in column] for column in values])
         reach = (_reach(statistics.fmean(row.accuracy[name] for row in printed)) for name in numbers.SETS)
         rows.append((f"95%, {numbers.TEST_PAIRS:,} pairs ({backbone})", *(f"±{each:.1f}" for each in reach), "–"))
-    return Table("The paper's", ("accuracy, %", *numbers.SETS, AVERAGE), tuple(rows))
+    return Table("The paper's", ("accuracy, %", *numbers.SETS, AVERAGE), rows)
 
 
 def _reach(accuracy: float) -> float:
@@ -79,19 +79,13 @@ def _reach(accuracy: float) -> float:
     return 1.96 * math.sqrt(accuracy * (100 - accuracy) / numbers.TEST_PAIRS)
 
 
-def _printed_gains(job: Job, backbone: str) -> Callable[[Rival, str], float | None]:
-    """Return HAF's printed lead over a rival on a set, or on average over all sets, as a share."""
+def _printed_leads(job: Job, backbone: str) -> dict[tuple[Rival, str], float]:
+    """Return HAF's printed leads over rivals on each set, and on average if the job has all sets, as shares."""
     paper_name = job.scale.backbone(backbone).paper_name
-    printed: dict[str, dict[str, float]] = {
-        row.method: {**row.accuracy, AVERAGE: row.average} for row in numbers.TABLE_2 if row.backbone == paper_name
-    }
-
-    def gain(over: Rival, name: str) -> float | None:
-        if not printed or (name == AVERAGE and job.sets != numbers.SETS):
-            return None
-        return round(printed["haf"][name] - printed[over][name], 2) / 100
-
-    return gain
+    printed = {row.method: row for row in numbers.TABLE_2 if row.backbone == paper_name}
+    columns = {method: {**row.accuracy, AVERAGE: row.average} for method, row in printed.items()}
+    names = [*numbers.SETS, *([AVERAGE] if job.sets == numbers.SETS else [])] if printed else []
+    return {(over, n): round(columns["haf"][n] - columns[over][n], 2) / 100 for over in RIVALS for n in names}
 
 
 def plan_mixture(job: Job) -> Plan:
@@ -199,7 +193,7 @@ def _ours_transfer(
         rows.append(_transfer_row(f"{backbone}, internal", columns))
         for how, label in _SECTIONS.items() if external else ():
             rows.append(_transfer_row(f"{backbone}, {label}", list(external[how][backbone].values())))
-    return Table("Ours", _transfer_header(_transfer_sets(job)), tuple(rows))
+    return Table("Ours", _transfer_header(_transfer_sets(job)), rows)
 
 
 def _papers_transfer() -> Table:
@@ -223,25 +217,20 @@ def _transfer_header(sets: Sequence[str]) -> tuple[Cell, ...]:
 
 def _transfer_relations(job: Job, backbone: str, grids: Mapping[str, Grid]) -> list[Relation]:
     """Compare HAF with each rival, per training set (averaged over its test sets) and over all training sets."""
-    rows = {(row.backbone, row.source): row for row in numbers.TABLE_3}
-    printed = rows.get((job.scale.backbone(backbone).paper_name or "", "internal"))
-
-    def gain(over: Rival, cell: str) -> float | None:
-        if printed is None:
-            return None
-        of: float = getattr(printed.average if cell == AVERAGE else printed.cells[cell], f"above_{over}")
-        return of / 100
-
+    paper_name = job.scale.backbone(backbone).paper_name
+    rows = [row for row in numbers.TABLE_3 if (row.backbone, row.source) == (paper_name, "internal")]
+    printed = {name: cell for row in rows for name, cell in {**row.cells, AVERAGE: row.average}.items()}
     found = []
     for over in RIVALS:
+        paper = {name: getattr(cell, f"above_{over}") / 100 for name, cell in printed.items()}
         means = []
         for trained, grid in grids.items():
             each = [
                 relation(row, over, backbone=backbone, trained_on=trained, tested_on=on) for on, row in grid.items()
             ]
-            means.append(average_relation(each, tested_on="+".join(grid), paper=gain(over, trained)))
+            means.append(average_relation(each, tested_on="+".join(grid), paper=paper.get(trained)))
         whole = len(grids) == len(numbers.TRANSFER_SETS)
-        found += [*means, average_relation(means, paper=gain(over, AVERAGE) if whole else None)]
+        found += [*means, average_relation(means, paper=paper.get(AVERAGE) if whole else None)]
     return found
 
 

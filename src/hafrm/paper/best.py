@@ -52,8 +52,8 @@ def find(job: Job, figure: str) -> Findings:
         figure,
         results={"seeds": list(job.seeds), "best": best},
         tables=(
-            Table("How often each one's choice is the best", columns, tuple(win_rows)),
-            Table("How often two choose the same", columns, tuple(_agreement_rows(chosen))),
+            Table("How often each one's choice is the best", columns, win_rows),
+            Table("How often two choose the same", columns, _agreement_rows(chosen)),
         ),
         figures=figures,
         relations=[each for backbone, grid in wins.items() for each in relations(backbone, grid)],
@@ -69,7 +69,7 @@ def _mean(by_set: Mapping[str, Mapping[Region, float]]) -> dict[Region, float]:
 
 
 def _agreement_rows(chosen: Chosen) -> list[tuple[Cell, ...]]:
-    rows: list[tuple[Cell, ...]] = []
+    rows = []
     for backbone, by_set in chosen.items():
         found = [agreements(each) for each in by_set.values()]
         for a, b in found[0]:

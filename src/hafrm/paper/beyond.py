@@ -33,7 +33,7 @@ from hafrm.paper.record import values_line
 from hafrm.paper.runs import Run
 from hafrm.paper.samples import pairs_of
 from hafrm.paper.scales import Job
-from hafrm.paper.tables import build_findings, cell_text
+from hafrm.paper.tables import build_findings, cell_text, difference_cells
 from hafrm.paper.world import PROFILES, oracle_reward
 from hafrm.report.findings import Findings, Table
 from hafrm.report.wording import percent, points, with_interval
@@ -156,7 +156,7 @@ def find(job: Job, name: str) -> Findings:
         },
         tables=[
             *tables,
-            Table("Accuracy", ("accuracy, %", *grid), tuple(rows)),
+            Table("Accuracy", ("accuracy, %", *grid), rows),
             _differences_table(differences),
         ],
         values=[*(_true_leads_lines(job) if job.in_world else ()), *values],
@@ -171,15 +171,11 @@ def _true_leads_lines(job: Job) -> Iterator[dict[str, Any]]:
 
 
 def _differences_table(differences: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table:
-    rows = tuple(
-        (
-            f"{rows}, {column}",
-            with_interval(each["difference"], each["ci95"], points),
-            ", ".join(points(seed) for seed in each["by_seed"].values()),
-        )
+    rows = [
+        (f"{rows}, {column}", *difference_cells(each["difference"], each["ci95"], each["by_seed"].values(), points))
         for column, of_column in differences.items()
         for rows, each in of_column.items()
-    )
+    ]
     return Table("Differences in points", ("rows", "difference, 95% interval", "by seed"), rows)
 
 

@@ -25,11 +25,11 @@ from hafrm.paper import policies
 from hafrm.paper.numbers import CATEGORIES
 from hafrm.paper.plans import Plan
 from hafrm.paper.policies import Judged, Point
-from hafrm.paper.runs import Policy
+from hafrm.paper.runs import Policy, seed_policies
 from hafrm.paper.scales import Job, in_paper_order
 from hafrm.paper.tables import build_findings
 from hafrm.report.figures import Curve, Panel, curve_panels
-from hafrm.report.findings import Cell, Findings, Table
+from hafrm.report.findings import Findings, Table
 from hafrm.report.wording import count, percent, with_interval
 from hafrm.sampling.candidates import Candidates
 from hafrm.sampling.judged import JudgeRuns
@@ -133,8 +133,8 @@ def _duel(job: Job, backbone: str, sets: tuple[str, ...]) -> Duel:
     prompts = policies.held_out_prompts(job, backbone, sets, policies.PROMPTS)
     seeds: dict[_Rival, list[list[Judged]]] = {
         rival: [
-            policies.judged_answers(job, Policy(backbone=backbone, sets=sets, rewarded_by=rival, seed=seed), prompts)
-            for seed in job.seeds
+            policies.judged_answers(job, policy, prompts)
+            for policy in seed_policies(job, backbone, sets, rewarded_by=rival)
         ]
         for rival in _RIVALS
     }
@@ -227,7 +227,7 @@ def _duel_tables(backbone: str, duels: Mapping[str, Duel], *, rewards: bool) -> 
     gold = ["judge's reward"] if rewards else []
     columns = [f"{what}, {label}" for what in (*gold, "reward", "KL", "tokens") for label in _RIVALS.values()]
     for category, duel in duels.items():
-        rows: list[tuple[Cell, ...]] = []
+        rows = []
         for place, (step, (rate, ends)) in enumerate(duel.win_rates.items()):
             pair = [duel.points[rival][place] for rival in _RIVALS]
             cells = (
@@ -240,7 +240,7 @@ def _duel_tables(backbone: str, duels: Mapping[str, Duel], *, rewards: bool) -> 
             undecided = f"{equal}, {missing} without a verdict" if missing else str(equal)
             rows.append((str(step), with_interval(rate, ends, percent), undecided, *cells))
         prompts = count(len(duel.points["haf"][0].gold), "prompt")
-        yield Table(f"{category}, {backbone}: {prompts}", ("step", "HAF wins, %", "undecided", *columns), tuple(rows))
+        yield Table(f"{category}, {backbone}: {prompts}", ("step", "HAF wins, %", "undecided", *columns), rows)
 
 
 def _figures(backbone: str, duels: Mapping[str, Duel]) -> Iterator[tuple[str, Markup]]:

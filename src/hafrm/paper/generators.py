@@ -24,7 +24,7 @@ from hafrm.paper.samples import pairs_of
 from hafrm.paper.scales import Job, ScaleName
 from hafrm.paper.tables import build_findings
 from hafrm.report.figures import Curve, Panel, curve_panels
-from hafrm.report.findings import Cell, Findings, Table
+from hafrm.report.findings import Findings, Table
 from hafrm.report.wording import percent, points, with_interval
 from hafrm.rlhf.rewards import answered
 from hafrm.stats import FEWEST_GROUPS, Floats
@@ -267,7 +267,7 @@ def _mean(seeds: Sequence[Point]) -> dict[str, float]:
 
 
 def _table(means: Mapping[str, Sequence[Mapping[str, float]]]) -> Table:
-    rows: list[tuple[Cell, ...]] = [
+    rows = [
         (
             way,
             f"{each['step']:.0f}",
@@ -278,7 +278,7 @@ def _table(means: Mapping[str, Sequence[Mapping[str, float]]]) -> Table:
         for way, checkpoints in means.items()
         for each in checkpoints
     ]
-    return Table("Checkpoints", ("policy head of", "step", "KL, nats", "KL per token", *_MEASURES), tuple(rows))
+    return Table("Checkpoints", ("policy head of", "step", "KL, nats", "KL per token", *_MEASURES), rows)
 
 
 def _differences_table(differences: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
@@ -286,13 +286,13 @@ def _differences_table(differences: Mapping[str, Sequence[Mapping[str, Any]]]) -
         found, worded = level[name], _MEASURES[name].difference
         return with_interval(found["difference"], found["ci95"], worded)
 
-    rows: list[tuple[Cell, ...]] = [
+    rows = [
         (ways, f"{level['kl']:.2f}", *(cell(level, name) for name in _MEASURES))
         for ways, levels in differences.items()
         for level in levels
     ]
     columns = ("ways", "KL, nats", *(name.replace(", %", ", points") for name in _MEASURES))
-    return Table("Differences at equal KL, 95% intervals", columns, tuple(rows))
+    return Table("Differences at equal KL, 95% intervals", columns, rows)
 
 
 def _figure(job: Job, means: Mapping[str, Sequence[Mapping[str, float]]]) -> Any:

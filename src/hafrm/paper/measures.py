@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
@@ -412,7 +412,7 @@ def relations(
     trained_on: str | None = None,
     place: str = "",
     average: str = AVERAGE,
-    gain: Callable[[Rival, str], float | None] = lambda over, name: None,
+    printed: Mapping[tuple[Rival, str], float] | None = None,
 ) -> list[Relation]:
     """Compare HAF with each rival on each set and on average.
 
@@ -420,9 +420,9 @@ def relations(
         trained_on: The training data; None: each set's own.
         place: Suffix of the names of the test sets.
         average: Name of the average.
-        gain: Returns the paper's difference from a rival on a set, or on average, as a share; None if there is none.
+        printed: The paper's differences, as shares, by rival and set or `AVERAGE`.
     """
-    found: list[Relation] = []
+    paper, found = printed or {}, list[Relation]()
     for over in RIVALS:
         each = [
             relation(
@@ -431,9 +431,9 @@ def relations(
                 backbone=backbone,
                 trained_on=trained_on or name,
                 tested_on=f"{name}{place}",
-                paper=gain(over, name),
+                paper=paper.get((over, name)),
             )
             for name, row in grid.items()
         ]
-        found += [*each, average_relation(each, tested_on=f"{average}{place}", paper=gain(over, AVERAGE))]
+        found += [*each, average_relation(each, tested_on=f"{average}{place}", paper=paper.get((over, AVERAGE)))]
     return found

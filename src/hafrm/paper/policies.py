@@ -23,13 +23,13 @@ from hafrm.paper.measures import compared_by_prompt
 from hafrm.paper.plans import Plan, Responses
 from hafrm.paper.probes import remembered
 from hafrm.paper.record import values_line
-from hafrm.paper.runs import Policy
+from hafrm.paper.runs import Policy, seed_policies
 from hafrm.paper.scales import Job
-from hafrm.paper.tables import build_findings
+from hafrm.paper.tables import build_findings, difference_cells
 from hafrm.paper.world import oracle_reward
 from hafrm.report.figures import Curve, Panel, curve_panels
 from hafrm.report.findings import Findings, Table
-from hafrm.report.wording import count, with_interval
+from hafrm.report.wording import count
 from hafrm.rewards import load_reward
 from hafrm.rlhf.checkpoints import Answers, checkpoint_answers
 from hafrm.rlhf.options import RlhfConfig
@@ -211,12 +211,11 @@ def learning_table(title: str, policies: Mapping[str, Sequence[Point]]) -> Table
                 name,
                 f"{statistics.fmean(points[0].gold):.2f}",
                 f"{statistics.fmean(points[-1].gold):.2f}",
-                with_interval(gain["gain"], gain["ci95"], "{:+.2f}".format),
-                ", ".join(f"{each:+.2f}" for each in gain["by_seed"]),
+                *difference_cells(gain["gain"], gain["ci95"], gain["by_seed"], "{:+.2f}".format),
             )
         )
     columns = ("policy", "judge's reward at the start", "at the end", "gain, 95% interval", "by seed")
-    return Table(title, columns, tuple(rows))
+    return Table(title, columns, rows)
 
 
 def reward_curve(
@@ -234,7 +233,7 @@ def plan_check(job: Job) -> Plan:
         ConfigError: outside the world, no reward model is given as judge.
     """
     require_rewards(job, "ppo")
-    return with_answers(job, [policy for backbone in job.backbones for policy in _checked(job, backbone)])
+    return with_answers(job, [policy for name in job.backbones for policy in _checked(job, name)])
 
 
 def require_rewards(job: Job, name: str) -> None:
@@ -277,7 +276,7 @@ def with_answers(job: Job, policies: Sequence[Policy]) -> Plan:
 
 
 def _checked(job: Job, backbone: str) -> list[Policy]:
-    return [Policy(backbone=backbone, sets=job.sets[:1], rewarded_by=None, seed=seed) for seed in job.seeds]
+    return seed_policies(job, backbone, job.sets[:1], rewarded_by=None)
 
 
 def find_check(job: Job) -> Findings:

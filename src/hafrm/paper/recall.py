@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 from hafrm.paper import numbers
@@ -22,23 +22,18 @@ _ORDER = ("baseline", "dpo", "haf")
 """Methods in Table 4's order."""
 
 
-def _printed_gains(job: Job, backbone: str, k: K) -> Callable[[Rival, str], float | None]:
-    """Return HAF's printed lead in recall over a rival: on a set (Table 11), on average or over Chat (Table 4)."""
+def _printed_leads(job: Job, backbone: str, k: K) -> dict[tuple[Rival, str], float]:
+    """Return HAF's printed leads in recall over rivals: on each set (Table 11), on average and over Chat (Table 4)."""
     name_in_paper = job.scale.backbone(backbone).paper_name or ""
-    rows = {row.method: row for row in numbers.TABLE_4 if (row.backbone, row.k) == (name_in_paper, k)}
-    columns = {AVERAGE: ("all_sets", numbers.SETS), _CHAT: ("chat", numbers.CATEGORIES[_CHAT])}
-
-    def gain(over: Rival, name: str) -> float | None:
-        if (name_in_paper, "haf") not in numbers.TABLE_11:
-            return None
-        if name in columns:
-            column, sets = columns[name]
-            lead: float = getattr(rows["haf"], column) - getattr(rows[over], column)
-            return round(lead, 2) / 100 if set(sets) <= set(job.sets) else None
-        ours, theirs = numbers.TABLE_11[name_in_paper, "haf"][name], numbers.TABLE_11[name_in_paper, over][name]
-        return round(ours.top_1 - theirs.top_1 if k == 1 else ours.top_2 - theirs.top_2, 2) / 100
-
-    return gain
+    summary = {row.method: row for row in numbers.TABLE_4 if (row.backbone, row.k) == (name_in_paper, k)}
+    found: dict[tuple[Rival, str], float] = {}
+    for over in RIVALS if (name_in_paper, "haf") in numbers.TABLE_11 else ():
+        ours, theirs = (numbers.TABLE_11[name_in_paper, method] for method in ("haf", over))
+        found |= {(over, name): getattr(ours[name], f"top_{k}") - getattr(theirs[name], f"top_{k}") for name in ours}
+        for name, column, sets in ((AVERAGE, "all_sets", numbers.SETS), (_CHAT, "chat", numbers.CATEGORIES[_CHAT])):
+            if set(sets) <= set(job.sets):
+                found[over, name] = getattr(summary["haf"], column) - getattr(summary[over], column)
+    return {place: round(lead, 2) / 100 for place, lead in found.items()}
 
 
 _ByK = Mapping[K, Grid]
@@ -74,31 +69,31 @@ def _averages(job: Job, found: Mapping[str, _ByK]) -> Table:
     chat = _chat_sets(job)
     averages = {"All": job.sets} | ({_CHAT: chat} if chat else {})
     columns = [(backbone, name, sets) for backbone in job.backbones for name, sets in averages.items()]
-    rows: list[tuple[Cell, ...]] = []
+    rows = []
     for k in _KS:
         cells = []
         for backbone, _, sets in columns:
             grid = found[backbone][k]
             cells.append(_marked({who: average_of([grid[name][who] for name in sets]) for who in grid[sets[0]]}))
         rows += _recall_rows(f"Top-{k}", cells)
-    return Table("Ours", ("recall, %", *(f"{backbone}, {name}" for backbone, name, _ in columns)), tuple(rows))
+    return Table("Ours", ("recall, %", *(f"{backbone}, {name}" for backbone, name, _ in columns)), rows)
 
 
 def _by_set(job: Job, found: Mapping[str, _ByK]) -> Table:
-    rows: list[tuple[Cell, ...]] = []
+    rows = []
     for backbone, by_k in found.items():
         rows += _recall_rows(backbone, [_marked(by_k[k][name]) for name in job.sets for k in _KS])
-    return Table("Ours", ("recall, %", *(f"{name}, top-{k}" for name in job.sets for k in _KS)), tuple(rows))
+    return Table("Ours", ("recall, %", *(f"{name}, top-{k}" for name in job.sets for k in _KS)), rows)
 
 
 def _recall_relations(job: Job, backbone: str, k: K, grid: Grid) -> list[Relation]:
     """Compare HAF with each rival on each set, on average, and on average over the sets of Chat."""
-    place, gain = f", top-{k}", _printed_gains(job, backbone, k)
-    found = relations(backbone, grid, place=place, average="All", gain=gain)
+    place, printed = f", top-{k}", _printed_leads(job, backbone, k)
+    found = relations(backbone, grid, place=place, average="All", printed=printed)
     chat = [f"{name}{place}" for name in _chat_sets(job)]
     for over in RIVALS if chat else ():
         each = [one for one in found if one.over == over and one.tested_on in chat]
-        found.append(average_relation(each, tested_on=f"{_CHAT}{place}", paper=gain(over, _CHAT)))
+        found.append(average_relation(each, tested_on=f"{_CHAT}{place}", paper=printed.get((over, _CHAT))))
     return found
 
 

@@ -16,11 +16,11 @@ from hafrm.paper import policies
 from hafrm.paper.measures import compared_by_prompt
 from hafrm.paper.plans import Plan
 from hafrm.paper.policies import Point
-from hafrm.paper.runs import Policy
+from hafrm.paper.runs import Policy, seed_policies
 from hafrm.paper.scales import Job
 from hafrm.paper.tables import build_findings, differences_table
 from hafrm.report.figures import Curve, Panel, curve_panels
-from hafrm.report.findings import Cell, Findings, Table
+from hafrm.report.findings import Findings, Table
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,7 @@ _STUDIES: Mapping[str, _Study] = {
 
 
 def _policies(job: Job, options: Mapping[str, Any]) -> list[Policy]:
-    backbone, sets = job.backbones[0], job.sets[:1]
-    return [Policy(backbone=backbone, sets=sets, rewarded_by="haf", seed=seed, **options) for seed in job.seeds]
+    return seed_policies(job, job.backbones[0], job.sets[:1], rewarded_by="haf", **options)
 
 
 def plan(job: Job, name: str) -> Plan:
@@ -131,11 +130,11 @@ def _difference(ours: Sequence[Point], theirs: Sequence[Point]) -> dict[str, Any
 
 def _steps_table(points: Mapping[str, Sequence[Point]]) -> Table:
     steps = [point.step for point in next(iter(points.values()))]
-    rows: list[tuple[Cell, ...]] = [
+    rows = [
         (name, *(f"{fmean(point.gold):.2f} ({point.kl:.1f}; {point.length:.0f})" for point in each))
         for name, each in points.items()
     ]
-    return Table("Judge's reward (KL in nats; tokens) after each number of steps", ("", *map(str, steps)), tuple(rows))
+    return Table("Judge's reward (KL in nats; tokens) after each number of steps", ("", *map(str, steps)), rows)
 
 
 def _figure(job: Job, study: _Study, points: Mapping[str, Sequence[Point]]) -> Any:

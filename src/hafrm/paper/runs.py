@@ -400,6 +400,11 @@ class Policy(Trained):
         return expandable(command_line("hafrm rlhf", RlhfConfig, asdict(config), positional="model"))
 
 
+def seed_policies(job: Job, backbone: str, sets: tuple[str, ...], **options: Any) -> list[Policy]:
+    """Return the policies with the given options, one per seed."""
+    return [Policy(backbone=backbone, sets=sets, seed=seed, **options) for seed in job.seeds]
+
+
 def expandable(line: str) -> str:
     """Return a shell line in which the shell expands arguments of the form `$(COMMAND)`."""
     return re.sub(r"'(\$\(.*?\))'", r'"\1"', line)

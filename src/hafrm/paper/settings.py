@@ -98,7 +98,7 @@ def find_setup(job: Job) -> Findings:
         job,
         "table5",
         results={"settings": ours, "paper": dict(numbers.TABLE_5)},
-        tables=(Table("Settings", ("setting", "the paper", *ours), tuple(rows)),),
+        tables=(Table("Settings", ("setting", "the paper", *ours), rows),),
     )
 
 
@@ -194,8 +194,8 @@ def find_ranking_costs(job: Job) -> Findings:
         "table8",
         results={"questions": {name: [list(each) for each in found] for name, found in asked.items()}},
         tables=(
-            Table("Ours", ("", "questions", "responses each", "responses in all"), tuple(rows)),
-            Table("The paper's Table 8", ("", *(f"{target} of {of}" for target, of in cells)), tuple(printed)),
+            Table("Ours", ("", "questions", "responses each", "responses in all"), rows),
+            Table("The paper's Table 8", ("", *(f"{target} of {of}" for target, of in cells)), printed),
         ),
     )
 

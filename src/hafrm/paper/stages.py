@@ -179,17 +179,11 @@ def _choosing_runs(job: Job, backbone: str) -> list[Run]:
     return list(dict.fromkeys(run for part in parts for run in trials(asked, part, backbone)))
 
 
-def search(job: Job, backbone: str) -> Iterator[Todo]:
-    """Yield the runs on which the choice of rates is based, ordered by rate; none if there is only one rate.
+def _tries(job: Job, backbone: str, rate: float) -> Iterator[Todo]:
+    """Yield the runs that try one rate, each with the job at this rate.
 
     They are not scored here: the chosen rates' runs are scored together with the other seeds.
     """
-    for rate in job.rates if len(job.rates) > 1 else ():
-        yield from _tries(job, backbone, rate)
-
-
-def _tries(job: Job, backbone: str, rate: float) -> Iterator[Todo]:
-    """Yield the runs that try one rate, each with the job at this rate."""
     for run in _choosing_runs(job, backbone):
         yield Todo(_at(job, backbone, {run.recipe: rate}), run)
 
@@ -239,8 +233,8 @@ def stages(job: Job) -> Iterator[Stage]:
     for part, backbone in stage_order(job):
         if backbone not in searched:
             searched.add(backbone)
-            if tried := tuple(search(job, backbone)):
-                yield Stage(SEARCH, backbone, tried)
+            if len(job.rates) > 1:
+                yield Stage(SEARCH, backbone, tuple(todo for rate in job.rates for todo in _tries(job, backbone, rate)))
         at = at_chosen_rates(job, backbone)
         runs = trials(job, part, backbone)
         yield Stage(part, backbone, tuple(Todo(at or job, run, scorings[run], chosen=at is not None) for run in runs))

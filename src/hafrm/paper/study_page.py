@@ -19,7 +19,16 @@ from hafrm.paper.measures import AVERAGE
 from hafrm.paper.plans import FROZEN, PARTS, WORDS
 from hafrm.paper.scales import Job
 from hafrm.paper.study import AVERAGES, ENOUGH, collect
-from hafrm.paper.tables import LEGEND, METHOD_NAMES, bar_group, cell_text, lines_of, ranked_rows, template
+from hafrm.paper.tables import (
+    LEGEND,
+    METHOD_NAMES,
+    bar_group,
+    cell_text,
+    difference_cells,
+    lines_of,
+    ranked_rows,
+    template,
+)
 from hafrm.report.figures import Curve, Panel, accuracy_bars, curve_panels
 from hafrm.report.findings import Cell, Findings, Table, table_markdown
 from hafrm.report.wording import count, p_value, percent, points, signed, with_interval
@@ -125,7 +134,7 @@ def _tables(results: Results, part: str) -> Iterator[Table]:
 def _accuracies(results: Results, part: str) -> Table:
     grids: Mapping[str, _Grid] = results["parts"].get(part, {})
     columns = list(dict.fromkeys(column for grid in grids.values() for column in grid))
-    rows: list[tuple[Cell, ...]] = []
+    rows = []
     for backbone, grid in grids.items():
         names = list(dict.fromkeys(row for column in grid.values() for row in column if row != WORDS))
         table = [[grid.get(column, {}).get(name) for name in names] for column in columns]
@@ -135,7 +144,7 @@ def _accuracies(results: Results, part: str) -> Table:
         rows += ranked_rows([f"{_label(name)} ({backbone})" for name in names], marked)
     if part == "table2":
         rows += _beside(results, columns)
-    return Table(PARTS[part].title, ("accuracy, %", *columns, AVERAGE), tuple(rows))
+    return Table(PARTS[part].title, ("accuracy, %", *columns, AVERAGE), rows)
 
 
 def _column(cells: Sequence[Mapping[str, Any] | None], seeds: Sequence[int]) -> list[tuple[float | None, str]]:
@@ -174,8 +183,7 @@ def _differences(part: str, found: Sequence[Mapping[str, Any]]) -> Table:
         (
             f"{_label(each['a'])} - {_label(each['b'])} ({each['backbone']})",
             each["column"],
-            with_interval(each["difference"], each["ci95"], points),
-            ", ".join(map(points, each["by_seed"].values())),
+            *difference_cells(each["difference"], each["ci95"], each["by_seed"].values(), points),
             "–" if each["p"] is None else p_value(each["p"]),
             p_value(each["p_holm"]) if "p_holm" in each else "–",
             f"{each['n']:,}",
@@ -227,7 +235,7 @@ def _rate_table(results: Results) -> Table:
         chosen = "not chosen yet" if choice["rate"] is None else f"{choice['rate']:g}"
         rows.append((name, "; ".join(marks) or "none was tried", chosen))
     column = f"validation accuracy of each rate, {_choosing_seeds(results)}, mean over sets"
-    return Table("Learning rates", ("", column, "chosen"), tuple(rows))
+    return Table("Learning rates", ("", column, "chosen"), rows)
 
 
 def _choosing_seeds(results: Results) -> str:
@@ -346,7 +354,7 @@ def _left_out(in_domain: Mapping[str, _Grid]) -> str:
     return "; ".join(f"{backbone}: {counts or 'none'}" for backbone, counts in by_backbone.items())
 
 
-_CURVES = {
+_DRAWN = {
     "sizes": "percent of the training pairs",
     "noise": "percent of flipped labels",
     "ratios": "policy ratio",
@@ -360,12 +368,12 @@ def _figures(results: Results) -> Iterator[tuple[str, Markup]]:
         for backbone, grid in results["parts"].get(part, {}).items():
             bars = [bar_group(column, row) for column, row in grid.items()]
             yield f"{part}-{backbone}", accuracy_bars(_bars_caption(part, backbone, grid, results), bars, LEGEND)
-    for part, label in _CURVES.items():
+    for part, label in _DRAWN.items():
         for backbone, grid in results["parts"].get(part, {}).items():
             # Points of different seeds would show seed effects as a trend.
             every = (set(cell["seeds"]) for row in grid.values() for cell in row.values())
             seeds = sorted(set.intersection(*every))
-            if curves := (_ratio_curves if part == "ratios" else _method_curves)(grid, seeds):
+            if curves := _curves(part, grid, seeds):
                 caption = f"{PARTS[part].title}, {backbone}: the mean over {', '.join(grid)} and {_named(seeds)}"
                 yield f"{part}-{backbone}", curve_panels(caption, [Panel("accuracy, %", curves, label)])
 
@@ -397,16 +405,12 @@ def _points(grid: _Grid, seeds: Sequence[int], places: Mapping[str, float]) -> t
     return tuple(sorted(found))
 
 
-def _method_curves(grid: _Grid, seeds: Sequence[int]) -> tuple[Curve, ...]:
-    placed = {row: found for column in grid.values() for row in column if (found := _placed(row)) is not None}
+def _curves(part: str, grid: _Grid, seeds: Sequence[int]) -> tuple[Curve, ...]:
+    rows = dict.fromkeys(row for column in grid.values() for row in column)
+    placed = {row: ("haf", float(row)) if part == "ratios" else _placed(row) for row in rows}
     curves = []
     for method, kind in (("haf", "positive"), ("baseline", "negative"), ("dpo", "dpo dash1")):
-        places = {row: place for row, (of, place) in placed.items() if of == method}
+        places = {row: found[1] for row, found in placed.items() if found is not None and found[0] == method}
         if known := _points(grid, seeds, places):
             curves.append(Curve(_ROWS[method], kind, known))
     return tuple(curves)
-
-
-def _ratio_curves(grid: _Grid, seeds: Sequence[int]) -> tuple[Curve, ...]:
-    known = _points(grid, seeds, {row: float(row) for column in grid.values() for row in column})
-    return (Curve("HAF", "positive", known),) if known else ()

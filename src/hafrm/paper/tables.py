@@ -103,16 +103,19 @@ def cell_text(cell: Mapping[str, Any] | Measured, more: str = "") -> str:
     return " ".join(filter(None, (percent(cell["accuracy"]), spread, interval(cell["ci95"], percent), more)))
 
 
+def difference_cells(
+    value: float, ends: tuple[float, float] | None, by_seed: Iterable[float], worded: Callable[[float], str]
+) -> tuple[str, str]:
+    """Format a difference with its interval, and those of single seeds."""
+    return with_interval(value, ends, worded), ", ".join(map(worded, by_seed))
+
+
 def differences_table(title: str, differences: Mapping[str, Mapping[str, Any]]) -> Table:
     """Tabulate differences in the judge's reward, each with `mean`, `ci95` and `by_seed`."""
-    rows = tuple(
-        (
-            name,
-            with_interval(each["mean"], each["ci95"], "{:+.2f}".format),
-            ", ".join(f"{seed:+.2f}" for seed in each["by_seed"]),
-        )
+    rows = [
+        (name, *difference_cells(each["mean"], each["ci95"], each["by_seed"], "{:+.2f}".format))
         for name, each in differences.items()
-    )
+    ]
     return Table(title, ("ways", "judge's reward, 95% interval", "by seed"), rows)
 
 
@@ -135,13 +138,13 @@ def with_average(grid: Grid) -> list[Row]:
 
 def accuracy_table(title: str, job: Job, grids: Mapping[str, Grid]) -> Table:
     """Tabulate each backbone's methods, followed by picking the longer response, and guessing."""
-    rows: list[tuple[Cell, ...]] = []
+    rows = []
     for backbone, grid in grids.items():
         columns = with_average(grid)
         lengths = [percent(row["haf"].length_accuracy) for row in columns]
         rows += method_rows(backbone, columns)
         rows += [("the longer response", *lengths), ("random", *["50.0"] * len(lengths))]
-    return Table(title, ("accuracy, %", *job.sets, AVERAGE), tuple(rows))
+    return Table(title, ("accuracy, %", *job.sets, AVERAGE), rows)
 
 
 def bar_group(name: str, row: Mapping[str, Mapping[str, Any]], light: Mapping[str, Any] | None = None) -> BarGroup:

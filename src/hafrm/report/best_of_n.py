@@ -57,12 +57,12 @@ def _tables(results: Mapping[str, Any], models: Mapping[str, str]) -> Iterator[T
         rows = [(f"{models[each['a']]} and {models[each['b']]}", rate_cell(each)) for each in pairs]
         if len(models) > 2:
             rows.append(("all of them", rate_cell(results["agreement"]["all"])))
-        yield Table("How often the same response is chosen", ("scorers", "% of prompts"), tuple(rows))
+        yield Table("How often the same response is chosen", ("scorers", "% of prompts"), rows)
 
 
 def _selection_table(results: Mapping[str, Any], models: Mapping[str, str]) -> Table:
     """Tabulate how often the judge's best is recalled (Table 4), its reward, and wins over a random draw."""
-    rows: list[tuple[Any, ...]] = [
+    rows = [
         (
             short,
             *(
@@ -76,7 +76,7 @@ def _selection_table(results: Mapping[str, Any], models: Mapping[str, str]) -> T
         cells = [rate_cell(rates.get("top_1")), rate_cell(rates.get("top_2")), rate_cell(rates["gold"], share=False)]
         rows.append((name, *cells, "50.0" if name == RANDOM and rates["gold"] else "–"))
     header = ("chosen by", "the best, %", "of the best two, %", "reward by the judge", "beats a random one, %")
-    return Table("What is chosen", header, tuple(rows))
+    return Table("What is chosen", header, rows)
 
 
 def _wins_table(results: Mapping[str, Any], models: Mapping[str, str]) -> Table:
@@ -89,7 +89,7 @@ def _wins_table(results: Mapping[str, Any], models: Mapping[str, str]) -> Table:
         rows.append((f"{models[each['a']]} over {models[each['b']]}", *cells, *counts))
     header = ("scorers", "win rate, %", "p, Holm", "wins", "ties", "losses", "chose the same")
     note = "p: exact sign test of wins against losses, corrected by Holm for all rows. In bold: p is below 5%."
-    return Table("Against each other (a tie counts one half)", header, tuple(rows), note)
+    return Table("Against each other (a tie counts one half)", header, rows, note)
 
 
 def _corrected(results: Mapping[str, Any]) -> list[float]:

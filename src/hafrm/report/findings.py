@@ -62,8 +62,8 @@ class Table:
     """A table; its first column names the rows."""
 
     title: str
-    header: tuple[Cell, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    header: Sequence[Cell]
+    rows: Sequence[Sequence[Cell]]
     note: str = ""
     """How to read it; only shown on the page."""
 
@@ -136,8 +136,8 @@ def relation_table(relations: Sequence[Relation]) -> Table:
         ]
         row += [", ".join(map(points, each.by_seed)) + f" (sd {100 * (each.spread or 0):.1f})"] * several
         row += ["–" if each.paper is None else points(each.paper)] * printed
-        rows.append(tuple(row))
-    return Table("Is HAF ahead?", tuple(header), tuple(rows))
+        rows.append(row)
+    return Table("Is HAF ahead?", header, rows)
 
 
 def all_tables(findings: Findings) -> tuple[Table, ...]:

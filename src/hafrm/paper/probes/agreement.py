@@ -169,4 +169,4 @@ def _table(found: dict[tuple[str, str], Agreement]) -> Table:
         values = f"{each.pearson.value:.2f} {ends}", f"{each.spearman.value:.2f}", percent(each.same_sign)
         rows.append((backbone, name, str(each.pairs), str(each.left_out), *values))
     columns = ("backbone", "set", "pairs", "unscored", "Pearson r, 95% interval", "Spearman", "margins of one sign, %")
-    return Table("Ours", columns, tuple(rows))
+    return Table("Ours", columns, rows)

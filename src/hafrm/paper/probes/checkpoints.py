@@ -16,7 +16,7 @@ from hafrm.errors import DataError, ModelError
 from hafrm.models.generating import prompt_ids
 from hafrm.pairs import Prompt
 from hafrm.rlhf.options import SamplingOptions
-from hafrm.rlhf.policy import sample_responses
+from hafrm.rlhf.policy import Response, sample_responses
 from hafrm.sampling.options import SampleOptions
 from hafrm.training.metrics import METRICS_FILE, read_metrics
 
@@ -117,10 +117,16 @@ def generate_responses(
     options = SamplingOptions(
         max_new_tokens=sampling.max_new_tokens, top_p=sampling.top_p, temperature=sampling.temperature
     )
-    responses: list[str] = []
+    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(sampling.seed)
-        for start in range(0, len(prompts), sampling.batch_size):
-            ids = [prompt_ids(tokenizer, prompt) for prompt in prompts[start : start + sampling.batch_size]]
-            responses += [each.text for each in sample_responses(causal_lm, tokenizer, ids, options)]
-    return responses
+        return [each.text for each in sample_in_batches(causal_lm, tokenizer, ids, options, sampling.batch_size)]
+
+
+def sample_in_batches(
+    causal_lm: nn.Module, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: SamplingOptions, size: int
+) -> list[Response]:
+    """Call `sample_responses` for `size` prompts at a time; the drawn responses depend on it."""
+    starts = range(0, len(prompts), size)
+    batches = (sample_responses(causal_lm, tokenizer, prompts[at : at + size], sampling) for at in starts)
+    return [response for batch in batches for response in batch]

@@ -208,7 +208,7 @@ def _table(found: Mapping[str, Claim]) -> Table:
                     )
                 )
     columns = ("runs", "pairs", "hybrid", "baseline, fitted", "hybrid at most fitted", "hybrid, refitted")
-    return Table("D2, the DPO loss", (*columns, "refitted - fitted, 95%"), tuple(rows))
+    return Table("D2, the DPO loss", (*columns, "refitted - fitted, 95%"), rows)
 
 
 def _over_seeds(found: Mapping[str, Claim]) -> Table:
@@ -221,7 +221,7 @@ def _over_seeds(found: Mapping[str, Claim]) -> Table:
         for backbone, claim in found.items()
         for split, each in (("training", claim.train), ("held out", claim.held_out))
     ]
-    return Table("Over seeds", ("pairs", "hybrid - fitted, 95%", "holds"), tuple(rows))
+    return Table("Over seeds", ("pairs", "hybrid - fitted, 95%", "holds"), rows)
 
 
 def _claim_2(found: Mapping[str, Claim]) -> Table:
@@ -241,4 +241,4 @@ def _claim_2(found: Mapping[str, Claim]) -> Table:
     ]
     title = "Claim 2: how far training moved the hidden states, and how many directions they use"
     columns = ("runs", "pairs", "backbone of", "change from the start", "effective rank", "effective rank at the start")
-    return Table(title, columns, tuple(rows))
+    return Table(title, columns, rows)

@@ -369,7 +369,7 @@ def _table(found: Mapping[str, Consistency]) -> Table:
             number = sum(point.matching == by for point in each.points)
             rows.append((backbone, by, str(number), share_text(share), "–"))
     columns = ("backbone", "matched by", "points", "above the diagonal, %", "the same, scaled, %")
-    return Table("Ours", columns, tuple(rows))
+    return Table("Ours", columns, rows)
 
 
 def share_text(share: Share) -> str:

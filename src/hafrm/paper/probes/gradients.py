@@ -190,7 +190,7 @@ def _table(job: Job, found: Mapping[str, Sequence[_Steps]]) -> Table:
         for part, pull in parts.items()
         if part == WHOLE or step in (min(steps, key=int), max(steps, key=int))
     ]
-    return Table("Ours", ("backbone", "seed", "step", "part", "cosine of g_r and g_p", "|g_p| / |g_r|"), tuple(rows))
+    return Table("Ours", ("backbone", "seed", "step", "part", "cosine of g_r and g_p", "|g_p| / |g_r|"), rows)
 
 
 def _figure(backbone: str, job: Job, runs: Sequence[_Steps]) -> Markup:

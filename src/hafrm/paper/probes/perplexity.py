@@ -203,7 +203,7 @@ def find(job: Job) -> Findings:
         for side in ("win", "lose")
     )
     variances = {backbone: {name: asdict(each) for name, each in table.items()} for backbone, table in cells.items()}
-    ours = Table("Ours", ("sample variance", *job.sets), tuple(rows))
+    ours = Table("Ours", ("sample variance", *job.sets), rows)
     papers = Table("The paper's", ("variance", *job.sets), printed)
     return build_findings(
         job, "table6", results={"variances": variances}, tables=(ours, papers), left_out=_left_out(variances)
@@ -256,7 +256,7 @@ def find_correlation(job: Job) -> Findings:
         job,
         "table7",
         results={"correlations": {name: each.as_dict() for name, each in found.items()}},
-        tables=(Table("Ours", columns, tuple(rows)), Table("The paper's, Mistral-Instruct", columns, tuple(printed))),
+        tables=(Table("Ours", columns, rows), Table("The paper's, Mistral-Instruct", columns, printed)),
         warnings=list(dict.fromkeys(each.warning for each in found.values() if each.warning)),
         left_out=_left_out({name: dict(zip(each.data, each.variances, strict=True)) for name, each in found.items()}),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -20,11 +20,11 @@ from hafrm.models.starts import new_model
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.pairs import Message, Prompt
 from hafrm.paper.probes import remembered
-from hafrm.paper.probes.checkpoints import Checkpoint, run_checkpoints
+from hafrm.paper.probes.checkpoints import Checkpoint, run_checkpoints, sample_in_batches
 from hafrm.paper.runs import Run
 from hafrm.paper.scales import Job
 from hafrm.rlhf.options import SamplingOptions
-from hafrm.rlhf.policy import Policy, sample_responses
+from hafrm.rlhf.policy import Policy
 from hafrm.stats import Floats
 from hafrm.training.manifest import read_manifest
 
@@ -105,27 +105,21 @@ class _Writer:
         """Sample a response to each prompt, by a checkpoint or the starting model; return `Written` as a dict."""
         if checkpoint is not None:
             restore_weights(self.policy.model, checkpoint.folder)
+        ids = [prompt_ids(self.tokenizer, prompt) for prompt in self.prompts]
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(self.run.seed)
-            groups, texts = zip(*self._responses(), strict=True)
+            drawn = sample_in_batches(self.policy.model.causal_lm, self.tokenizer, ids, self.sampling, _AT_ONCE)
+        groups = [TokenGroup(prompt, (response.ids,)) for prompt, response in zip(ids, drawn, strict=True)]
         log_probs = dict(zip(self.known, self.policy.log_probs(list(self.known.values())), strict=True))
         found = Written(
             step=0 if checkpoint is None else checkpoint.step,
-            texts=list(texts),
+            texts=[response.text for response in drawn],
             kl=self.policy.divergences(groups),
             lengths=[len(group.responses[0]) for group in groups],
             surprisal=[-log_probs[p] if p in log_probs else 0.0 for p in range(len(groups))],
             known_lengths=[len(self.known[p].responses[0]) if p in self.known else 0 for p in range(len(groups))],
         )
         return asdict(found)
-
-    def _responses(self) -> Iterator[tuple[TokenGroup, str]]:
-        ids = [prompt_ids(self.tokenizer, prompt) for prompt in self.prompts]
-        for start in range(0, len(ids), _AT_ONCE):
-            part = ids[start : start + _AT_ONCE]
-            drawn = sample_responses(self.policy.model.causal_lm, self.tokenizer, part, self.sampling)
-            for prompt, response in zip(part, drawn, strict=True):
-                yield TokenGroup(prompt, (response.ids,)), response.text
 
 
 def distinct(texts: Sequence[str], n: int) -> Floats:

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import brier_score_loss
 
 from hafrm.evaluation.scoring import PairScore
-from hafrm.paper.certainty import certainties
+from hafrm.paper.study import certainties
 
 LN3 = math.log(3)  # the margin at which a model is 75% certain
 

@@ -21,8 +21,7 @@ One pipeline, from data to pages; each module imports only those above it:
     accuracy     Tables 2 and 3, Figure 3
     ratios       Figure 6
     selections   which responses the methods' models choose
-    best         Figures 4, 8 and 9
-    recall       Tables 4 and 11
+    best         Figures 4, 8 and 9, Tables 4 and 11
     probes/      Figures 2 and 7, Tables 6 and 7, Appendix D
     policies     Figure 5, and whether PPO learns
     study        the study's numbers

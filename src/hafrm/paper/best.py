@@ -1,26 +1,48 @@
-"""Figure 4 (and 8 and 9, set by set): which method's choice among several responses is the best?"""
+"""Whose choice of several responses is the best (Figures 4, 8 and 9), or among the judge's best (Tables 4 and 11)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 
-from hafrm.paper.measures import AVERAGE, relations
+from hafrm.paper import numbers
+from hafrm.paper.measures import AVERAGE, RIVALS, Grid, Row, as_json, average_of, average_relation, relations
 from hafrm.paper.scales import Job
-from hafrm.paper.selections import Chosen, Region, agreements, choose, draws_of, left_out_of, regions, win_rates
-from hafrm.paper.tables import METHOD_NAMES, build_findings, method_rows, with_average
+from hafrm.paper.selections import (
+    Region,
+    agreements,
+    choose,
+    draws_of,
+    left_out_of,
+    recalls,
+    regions,
+    win_rates,
+)
+from hafrm.paper.tables import METHOD_NAMES, build_findings, cell_text, method_rows, with_average
 from hafrm.report.figures import overlap_circles
-from hafrm.report.findings import Cell, Findings, Table
+from hafrm.report.findings import Cell, Findings, Relation, Rival, Table, ranked
 from hafrm.report.wording import percent
+from hafrm.sampling.analysis import LONGEST, RANDOM
+
+K = Literal[1, 2]
+
+_KS: tuple[K, ...] = (1, 2)
+_CHAT = "Chat"
+_ORDER = ("baseline", "dpo", "haf")
+"""Methods in Table 4's order."""
 
 
-def find(job: Job, figure: str) -> Findings:
+def find_best(job: Job, figure: str) -> Findings:
     """Measure win rates, and draw circles for each backbone: of the mean over sets in Figure 4, else of each set."""
     shown = [AVERAGE] if figure == "figure4" and len(job.sets) > 1 else job.sets
     chosen = choose(job)
     wins = {backbone: {name: win_rates(each) for name, each in by_set.items()} for backbone, by_set in chosen.items()}
     overlaps = {backbone: {name: regions(each) for name, each in by_set.items()} for backbone, by_set in chosen.items()}
+    agreed = {
+        backbone: {name: agreements(each) for name, each in by_set.items()} for backbone, by_set in chosen.items()
+    }
     figures = {}
     for backbone, by_set in overlaps.items():
         for name in shown:
@@ -37,15 +59,14 @@ def find(job: Job, figure: str) -> Findings:
                 "regions": [
                     {"methods": sorted(whose), "share": share} for whose, share in overlaps[backbone][name].items()
                 ],
-                "agreement": [
-                    {"a": a, "b": b, "share": share} for (a, b), share in agreements(chosen[backbone][name]).items()
-                ],
+                "agreement": [{"a": a, "b": b, "share": share} for (a, b), share in agreed[backbone][name].items()],
             }
             for name, row in by_set.items()
         }
         for backbone, by_set in wins.items()
     }
     win_rows = [row for backbone, grid in wins.items() for row in method_rows(backbone, with_average(grid))]
+    alike_rows = [row for backbone, by_set in agreed.items() for row in _agreement_rows(backbone, by_set)]
     columns = ("% of prompts", *job.sets, AVERAGE)
     return build_findings(
         job,
@@ -53,7 +74,7 @@ def find(job: Job, figure: str) -> Findings:
         results={"seeds": list(job.seeds), "best": best},
         tables=(
             Table("How often each one's choice is the best", columns, win_rows),
-            Table("How often two choose the same", columns, _agreement_rows(chosen)),
+            Table("How often two choose the same", columns, alike_rows),
         ),
         figures=figures,
         relations=[each for backbone, grid in wins.items() for each in relations(backbone, grid)],
@@ -68,12 +89,122 @@ def _mean(by_set: Mapping[str, Mapping[Region, float]]) -> dict[Region, float]:
     return {region: float(np.mean([found.get(region, 0.0) for found in by_set.values()])) for region in every}
 
 
-def _agreement_rows(chosen: Chosen) -> list[tuple[Cell, ...]]:
+def _agreement_rows(backbone: str, by_set: Mapping[str, Mapping[tuple[str, str], float]]) -> list[tuple[str, ...]]:
+    columns = list(by_set.values())
+    columns.append({pair: float(np.mean([shares[pair] for shares in columns])) for pair in columns[0]})
+    return [
+        (f"{METHOD_NAMES[a]} and {METHOD_NAMES[b]} ({backbone})", *(percent(shares[a, b]) for shares in columns))
+        for a, b in columns[0]
+    ]
+
+
+def _printed_leads(job: Job, backbone: str, k: K) -> dict[tuple[Rival, str], float]:
+    """Return HAF's printed leads in recall over rivals: on each set (Table 11), on average and over Chat (Table 4)."""
+    name_in_paper = job.scale.backbone(backbone).paper_name or ""
+    summary = {row.method: row for row in numbers.TABLE_4 if (row.backbone, row.k) == (name_in_paper, k)}
+    found: dict[tuple[Rival, str], float] = {}
+    for over in RIVALS if (name_in_paper, "haf") in numbers.TABLE_11 else ():
+        ours, theirs = (numbers.TABLE_11[name_in_paper, method] for method in ("haf", over))
+        found |= {(over, name): getattr(ours[name], f"top_{k}") - getattr(theirs[name], f"top_{k}") for name in ours}
+        for name, column, sets in ((AVERAGE, "all_sets", numbers.SETS), (_CHAT, "chat", numbers.CATEGORIES[_CHAT])):
+            if set(sets) <= set(job.sets):
+                found[over, name] = getattr(summary["haf"], column) - getattr(summary[over], column)
+    return {place: round(lead, 2) / 100 for place, lead in found.items()}
+
+
+_ByK = Mapping[K, Grid]
+"""Recalls by k, then by set, then by method or reference."""
+
+
+def find_recall(job: Job, name: str) -> Findings:
+    """Build Table 4, averages over all sets and over those of the category Chat, or Table 11, each set."""
+    chosen = choose(job)
+    found: dict[str, _ByK] = {
+        backbone: {k: {each: recalls(of, k, f"{each} by {backbone}") for each, of in by_set.items()} for k in _KS}
+        for backbone, by_set in chosen.items()
+    }
+    tables = (_averages(job, found), _papers_averages()) if name == "table4" else (_by_set(job, found), _papers_sets())
+    recall = {backbone: {f"top_{k}": as_json(by_k[k]) for k in _KS} for backbone, by_k in found.items()}
+    return build_findings(
+        job,
+        name,
+        results={"seeds": list(job.seeds), "recall": recall},
+        tables=tables,
+        relations=[
+            each
+            for backbone, by_k in found.items()
+            for k in _KS
+            for each in _recall_relations(job, backbone, k, by_k[k])
+        ],
+        draws={backbone: draws_of(job, backbone) for backbone in job.backbones},
+        left_out=left_out_of(chosen),
+    )
+
+
+def _averages(job: Job, found: Mapping[str, _ByK]) -> Table:
+    chat = _chat_sets(job)
+    averages = {"All": job.sets} | ({_CHAT: chat} if chat else {})
+    columns = [(backbone, name, sets) for backbone in job.backbones for name, sets in averages.items()]
     rows = []
-    for backbone, by_set in chosen.items():
-        found = [agreements(each) for each in by_set.values()]
-        for a, b in found[0]:
-            shares = [each[a, b] for each in found]
-            cells = [percent(share) for share in (*shares, float(np.mean(shares)))]
-            rows.append((f"{METHOD_NAMES[a]} and {METHOD_NAMES[b]} ({backbone})", *cells))
-    return rows
+    for k in _KS:
+        cells = []
+        for backbone, _, sets in columns:
+            grid = found[backbone][k]
+            cells.append(_marked({who: average_of([grid[name][who] for name in sets]) for who in grid[sets[0]]}))
+        rows += _recall_rows(f"Top-{k}", cells)
+    return Table("Ours", ("recall, %", *(f"{backbone}, {name}" for backbone, name, _ in columns)), rows)
+
+
+def _by_set(job: Job, found: Mapping[str, _ByK]) -> Table:
+    rows = []
+    for backbone, by_k in found.items():
+        rows += _recall_rows(backbone, [_marked(by_k[k][name]) for name in job.sets for k in _KS])
+    return Table("Ours", ("recall, %", *(f"{name}, top-{k}" for name in job.sets for k in _KS)), rows)
+
+
+def _recall_relations(job: Job, backbone: str, k: K, grid: Grid) -> list[Relation]:
+    """Compare HAF with each rival on each set, on average, and on average over the sets of Chat."""
+    place, printed = f", top-{k}", _printed_leads(job, backbone, k)
+    found = relations(backbone, grid, place=place, average="All", printed=printed)
+    chat = [f"{name}{place}" for name in _chat_sets(job)]
+    for over in RIVALS if chat else ():
+        each = [one for one in found if one.over == over and one.tested_on in chat]
+        found.append(average_relation(each, tested_on=f"{_CHAT}{place}", paper=printed.get((over, _CHAT))))
+    return found
+
+
+def _chat_sets(job: Job) -> tuple[str, ...]:
+    return tuple(name for name in job.sets if numbers.category_of(name) == _CHAT)
+
+
+def _marked(row: Row) -> list[Cell]:
+    """Return one column: random, longest, and the methods with the best in bold and the second underlined."""
+    methods = ranked([row[method].accuracy for method in _ORDER], [cell_text(row[method]) for method in _ORDER])
+    return [percent(row[RANDOM].accuracy), percent(row[LONGEST].accuracy), *methods]
+
+
+def _recall_rows(what: str, columns: list[list[Cell]]) -> list[tuple[Cell, ...]]:
+    names = ("Random", "The longest", *(METHOD_NAMES[method] for method in _ORDER))
+    return [(f"{what} {name}", *cells) for name, cells in zip(names, zip(*columns, strict=True), strict=True)]
+
+
+def _papers_averages() -> Table:
+    columns = [(backbone, column) for backbone in ("Phi-2", "Mistral") for column in ("all_sets", "chat")]
+    names = {"random": "Random", **METHOD_NAMES}
+    by_row: dict[str, dict[str, numbers.SummaryRecall]] = {}
+    for cell in numbers.TABLE_4:
+        by_row.setdefault(f"Top-{cell.k} {names[cell.method]}", {})[cell.backbone] = cell
+    rows = tuple(
+        (row, *(f"{getattr(cells[backbone], column):.2f}" for backbone, column in columns))
+        for row, cells in by_row.items()
+    )
+    return Table("The paper's", ("recall, %", "Phi-2, All", "Phi-2, Chat", "Mistral, All", "Mistral, Chat"), rows)
+
+
+def _papers_sets() -> Table:
+    cells = [(name, k) for name in numbers.RECALL_SETS for k in _KS]
+    rows = tuple(
+        (f"{backbone} {METHOD_NAMES[method]}", *(f"{getattr(row[name], f'top_{k}'):.2f}" for name, k in cells))
+        for (backbone, method), row in numbers.TABLE_11.items()
+    )
+    return Table("The paper's", ("recall, %", *(f"{name}, top-{k}" for name, k in cells)), rows)

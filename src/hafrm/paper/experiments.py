@@ -90,13 +90,17 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         "probes.consistency.find",
         one=("seeds", "sets"),
     ),
-    "figure4": _experiment("whose selection of several responses is best", "selections.plan", "best.find", "figure4"),
-    "table4": _experiment("recall of a judge's best responses, on average", "selections.plan", "recall.find", "table4"),
+    "figure4": _experiment(
+        "whose selection of several responses is best", "selections.plan", "best.find_best", "figure4"
+    ),
+    "table4": _experiment(
+        "recall of a judge's best responses, on average", "selections.plan", "best.find_recall", "table4"
+    ),
     "figure8": _experiment(
-        "whose selection of several responses is best, set by set", "selections.plan", "best.find", "figure8"
+        "whose selection of several responses is best, set by set", "selections.plan", "best.find_best", "figure8"
     ),
     "figure9": _experiment(
-        "the selections of figure8, judged by a reward model", "selections.plan", "best.find", "figure9"
+        "the selections of figure8, judged by a reward model", "selections.plan", "best.find_best", "figure9"
     ),
     "table8": _experiment(
         "what it costs to rank responses", "plans.nothing", "settings.find_ranking_costs", trains=False
@@ -111,7 +115,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         "the three questions that find the best two of eight", "plans.nothing", "settings.find_tournament", trains=False
     ),
     "table11": _experiment(
-        "recall of a judge's best responses, set by set", "selections.plan", "recall.find", "table11"
+        "recall of a judge's best responses, set by set", "selections.plan", "best.find_recall", "table11"
     ),
     "study": _experiment(
         "all comparisons with seeds and tests",

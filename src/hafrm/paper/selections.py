@@ -1,4 +1,4 @@
-"""Selections of the best of several responses: for Figures 4, 8 and 9 (`best`) and Tables 4 and 11 (`recall`).
+"""Selections of the best of several responses: for Figures 4, 8 and 9 and Tables 4 and 11 (`best`).
 
 Backbones answer test prompts, and the methods' models choose. As in section 4.2.1, reward models and responses come
 from the same backbone, with 8 responses per prompt (4 for Phi-2). A set's models choose among responses to that set's

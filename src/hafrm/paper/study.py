@@ -7,11 +7,13 @@ Intervals are over prompts, for the mean over seeds, and tests are paired.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from hafrm.evaluation.scoring import PairScore
-from hafrm.paper.certainty import certainties
 from hafrm.paper.executor import reference_name
 from hafrm.paper.measures import AVERAGE, Paired, Scores, grid_of, mean_compared, measured, scored_by_all
 from hafrm.paper.numbers import SETS
@@ -19,7 +21,16 @@ from hafrm.paper.plans import FROZEN, PARTS, WORDS, cells
 from hafrm.paper.record import journal_of, record_of
 from hafrm.paper.scales import METHODS, Job
 from hafrm.paper.stages import Todo, at_chosen_rates, choices, missing, stage_order, stages
-from hafrm.stats import FEWEST_GROUPS, holm_correction
+from hafrm.stats import (
+    FEWEST_GROUPS,
+    Floats,
+    accuracy,
+    brier_score,
+    expected_calibration_error,
+    holm_correction,
+    paired_bootstrap,
+    stated_probability,
+)
 
 FORMAT = 3
 
@@ -27,6 +38,11 @@ ENOUGH = f"{AVERAGE} of {FEWEST_GROUPS} prompts or more"
 """Name of the mean over columns with enough test prompts, shown if some have too few."""
 
 AVERAGES = (AVERAGE, ENOUGH)
+
+_RIVAL = "baseline"
+"""The row whose calibration others are compared with."""
+
+_Seeds = Mapping[int, Sequence[PairScore]]
 
 
 def collect(job: Job) -> dict[str, Any]:
@@ -155,7 +171,7 @@ def json_grid(scores: Scores) -> dict[str, dict[str, Any]]:
     }
 
 
-def _unscored(seeds: Mapping[int, Sequence[PairScore]]) -> int:
+def _unscored(seeds: _Seeds) -> int:
     """Count the test pairs that are not part of a cell's accuracy."""
     return len({score.id for scores in seeds.values() for score in scores} - scored_by_all([seeds]))
 
@@ -196,3 +212,60 @@ def correct(comparisons: Sequence[dict[str, Any]]) -> None:
         if single:
             for each, p in zip(single, holm_correction([each["p"] for each in single]), strict=True):
                 each["p_holm"] = float(p)
+
+
+def certainties(scores: Scores) -> dict[str, dict[str, Any]]:
+    """Measure the calibration of each row of each column.
+
+    A margin m of a Bradley-Terry model says that the chosen response is better with probability sigmoid(m). So the
+    model is sigmoid(|m|) certain of its choice, on average as often as it is right if it is calibrated.
+
+    Returns:
+        {COLUMN: {ROW: {"right", "stated", "ece", "brier", "brier_by_seed", "over"}}}. `right` and `stated` are the
+        accuracy and the mean certainty of the choices. All are means over seeds, of the pairs with a score. `over` is
+        the Brier score minus the baseline's, on the pairs and seeds of both: {"difference", "ci95"}, or None.
+    """
+    return {
+        column: {
+            row: _certainty(seeds) | {"over": _compared(seeds, rows[_RIVAL]) if row != _RIVAL else None}
+            for row, seeds in rows.items()
+        }
+        for column, rows in scores.items()
+        if _RIVAL in rows
+    }
+
+
+def _certainty(seeds: _Seeds) -> dict[str, Any]:
+    margins = [np.array(list(_margins(scores).values())) for scores in seeds.values()]
+    stated = [stated_probability(each) for each in margins]
+    briers = [brier_score(each) for each in stated]
+    return {
+        "right": fmean(accuracy(each).value for each in margins),
+        "stated": fmean(float(np.maximum(each, 1 - each).mean()) for each in stated),
+        "ece": fmean(map(expected_calibration_error, stated)),
+        "brier": fmean(briers),
+        "brier_by_seed": briers,
+    }
+
+
+def _compared(ours: _Seeds, theirs: _Seeds) -> dict[str, Any] | None:
+    """Compare the Brier scores of two rows, with an interval over prompts of the seeds' mean."""
+    sides = [{seed: side[seed] for seed in ours if seed in theirs} for side in (ours, theirs)]
+    pairs = sorted(scored_by_all(sides))
+    if not pairs:
+        return None
+    groups = {score.id: score.group for scores in sides[0].values() for score in scores}
+    a, b = (_squares(map(_margins, side.values()), pairs) for side in sides)
+    test = paired_bootstrap(a, b, [groups[pair] for pair in pairs])
+    return {"difference": test.difference, "ci95": test.interval}
+
+
+def _margins(scores: Sequence[PairScore]) -> dict[str, float]:
+    return {score.id: score.margin for score in scores if score.margin is not None}
+
+
+def _squares(seeds: Iterable[Mapping[str, float]], pairs: Sequence[str]) -> Floats:
+    """Return the squared error of each pair's stated probability, averaged over seeds."""
+    stated = [stated_probability([margins[pair] for pair in pairs]) for margins in seeds]
+    squares: Floats = np.mean([(1 - each) ** 2 for each in stated], axis=0)
+    return squares

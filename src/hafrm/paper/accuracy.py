@@ -28,8 +28,7 @@ from hafrm.paper.measures import (
 from hafrm.paper.plans import Plan, comparison_plan, groups, others_of, single_sets
 from hafrm.paper.runs import seed_runs
 from hafrm.paper.scales import METHODS, Job
-from hafrm.paper.tables import LEGEND, METHOD_NAMES, accuracy_table, bar_group, build_findings, ranked_rows
-from hafrm.report.figures import accuracy_bars
+from hafrm.paper.tables import METHOD_NAMES, accuracy_table, build_findings, grid_bars, ranked_rows
 from hafrm.report.findings import Cell, Findings, Relation, Rival, Table
 from hafrm.report.wording import points
 
@@ -48,16 +47,10 @@ def find_in_domain(job: Job) -> Findings:
         results={"seeds": list(job.seeds), "accuracy": as_json(grids)},
         tables=(accuracy_table("Ours", job, grids), _papers_in_domain()),
         figures={
-            f"table2-{backbone}": accuracy_bars(
-                f"Accuracy in domain, {backbone}", [bar_group(*row) for row in as_json(grid).items()], LEGEND
-            )
+            f"table2-{backbone}": grid_bars(f"Accuracy in domain, {backbone}", as_json(grid))
             for backbone, grid in grids.items()
         },
-        relations=[
-            each
-            for backbone, grid in grids.items()
-            for each in relations(backbone, grid, printed=_printed_leads(job, backbone))
-        ],
+        relations=relations(grids, printed={backbone: _printed_leads(job, backbone) for backbone in grids}),
         left_out=left_out_of(grids),
     )
 
@@ -121,16 +114,14 @@ def find_mixture(job: Job) -> Findings:
             Table("Mixed training - single training, points", ("", *job.sets), changes),
         ),
         figures={
-            f"figure3-{backbone}": accuracy_bars(
+            f"figure3-{backbone}": grid_bars(
                 f"Accuracy after mixed training, {backbone}; light: trained on the set alone",
-                [bar_group(name, row, results["single"][backbone][name]) for name, row in grid.items()],
-                LEGEND,
+                grid,
+                results["single"][backbone],
             )
             for backbone, grid in results["mixed"].items()
         },
-        relations=[
-            each for backbone, grid in mixed.items() for each in relations(backbone, grid, trained_on="mixture")
-        ],
+        relations=relations(mixed, trained_on="mixture"),
         left_out=left_out_of(mixed),
     )
 

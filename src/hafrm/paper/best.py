@@ -77,7 +77,7 @@ def find_best(job: Job, figure: str) -> Findings:
             Table("How often two choose the same", columns, alike_rows),
         ),
         figures=figures,
-        relations=[each for backbone, grid in wins.items() for each in relations(backbone, grid)],
+        relations=relations(wins),
         draws={backbone: draws_of(job, backbone) for backbone in job.backbones},
         left_out=left_out_of(chosen),
     )
@@ -165,7 +165,7 @@ def _by_set(job: Job, found: Mapping[str, _ByK]) -> Table:
 def _recall_relations(job: Job, backbone: str, k: K, grid: Grid) -> list[Relation]:
     """Compare HAF with each rival on each set, on average, and on average over the sets of Chat."""
     place, printed = f", top-{k}", _printed_leads(job, backbone, k)
-    found = relations(backbone, grid, place=place, average="All", printed=printed)
+    found = relations({backbone: grid}, place=place, average="All", printed={backbone: printed})
     chat = [f"{name}{place}" for name in _chat_sets(job)]
     for over in RIVALS if chat else ():
         each = [one for one in found if one.over == over and one.tested_on in chat]

@@ -406,24 +406,25 @@ def average_relation(
 
 
 def relations(
-    backbone: str,
-    grid: Grid,
+    grids: Mapping[str, Grid],
     *,
     trained_on: str | None = None,
     place: str = "",
     average: str = AVERAGE,
-    printed: Mapping[tuple[Rival, str], float] | None = None,
+    printed: Mapping[str, Mapping[tuple[Rival, str], float]] | None = None,
 ) -> list[Relation]:
     """Compare HAF with each rival on each set and on average.
 
     Args:
+        grids: Measurements by backbone.
         trained_on: The training data; None: each set's own.
         place: Suffix of the names of the test sets.
         average: Name of the average.
-        printed: The paper's differences, as shares, by rival and set or `AVERAGE`.
+        printed: The paper's differences by backbone, as shares, by rival and set or `AVERAGE`.
     """
-    paper, found = printed or {}, list[Relation]()
-    for over in RIVALS:
+    found: list[Relation] = []
+    for (backbone, grid), over in product(grids.items(), RIVALS):
+        paper = printed[backbone] if printed else {}
         each = [
             relation(
                 row,

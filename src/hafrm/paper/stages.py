@@ -8,7 +8,7 @@ over these runs; ties go to the lower rate, and a rate with a failed run is not 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -179,32 +179,38 @@ def _choosing_runs(job: Job, backbone: str) -> list[Run]:
     return list(dict.fromkeys(run for part in parts for run in trials(asked, part, backbone)))
 
 
-def _tries(job: Job, backbone: str, rate: float) -> Iterator[Todo]:
-    """Yield the runs that try one rate, each with the job at this rate.
+def search(job: Job, backbone: str) -> Iterator[Todo]:
+    """Yield the runs on which the choice of rates is based, ordered by rate; none if there is only one rate.
 
     They are not scored here: the chosen rates' runs are scored together with the other seeds.
     """
-    for run in _choosing_runs(job, backbone):
-        yield Todo(_at(job, backbone, {run.recipe: rate}), run)
+    for rate in job.rates if len(job.rates) > 1 else ():
+        for run in _choosing_runs(job, backbone):
+            yield Todo(_at(job, backbone, {run.recipe: rate}), run)
 
 
 def choices(job: Job, backbone: str) -> dict[str, RateChoice]:
     """Return the state of the search by recipe; empty if there is only one rate."""
-    found: dict[str, RateChoice] = {}
-    if len(job.rates) < 2:
-        return found
+    tried: dict[str, dict[float, list[str]]] = {}
+    for todo in search(job, backbone):
+        by_rate = tried.setdefault(todo.run.recipe, {})
+        by_rate.setdefault(todo.run.learning_rate(todo.job), []).append(todo.name)
     journal, record = journal_of(job).last(), record_of(job)
-    for recipe in dict.fromkeys(run.recipe for run in _choosing_runs(job, backbone)):
-        marks: dict[float, float | None] = {}
-        failed = []
-        for rate in job.rates:
-            todos = [todo for todo in _tries(job, backbone, rate) if todo.run.recipe == recipe]
-            if any(todo.name in journal and journal[todo.name].event == "failed" for todo in todos):
-                failed.append(rate)
-            scores = [score for todo in todos if (score := record.validation(todo.name)) is not None]
-            marks[rate] = statistics.fmean(scores) if len(scores) == len(todos) else None
-        found[recipe] = RateChoice(marks, tuple(failed))
-    return found
+
+    def mark(names: Sequence[str]) -> float | None:
+        scores = [score for name in names if (score := record.validation(name)) is not None]
+        return statistics.fmean(scores) if len(scores) == len(names) else None
+
+    def failed(names: Sequence[str]) -> bool:
+        return any(name in journal and journal[name].event == "failed" for name in names)
+
+    return {
+        recipe: RateChoice(
+            {rate: mark(names) for rate, names in rates.items()},
+            tuple(rate for rate, names in rates.items() if failed(names)),
+        )
+        for recipe, rates in tried.items()
+    }
 
 
 def at_chosen_rates(job: Job, backbone: str) -> Job | None:
@@ -233,8 +239,8 @@ def stages(job: Job) -> Iterator[Stage]:
     for part, backbone in stage_order(job):
         if backbone not in searched:
             searched.add(backbone)
-            if len(job.rates) > 1:
-                yield Stage(SEARCH, backbone, tuple(todo for rate in job.rates for todo in _tries(job, backbone, rate)))
+            if tried := tuple(search(job, backbone)):
+                yield Stage(SEARCH, backbone, tried)
         at = at_chosen_rates(job, backbone)
         runs = trials(job, part, backbone)
         yield Stage(part, backbone, tuple(Todo(at or job, run, scorings[run], chosen=at is not None) for run in runs))

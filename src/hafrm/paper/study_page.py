@@ -20,16 +20,15 @@ from hafrm.paper.plans import FROZEN, PARTS, WORDS
 from hafrm.paper.scales import Job
 from hafrm.paper.study import AVERAGES, ENOUGH, collect
 from hafrm.paper.tables import (
-    LEGEND,
     METHOD_NAMES,
-    bar_group,
     cell_text,
     difference_cells,
+    grid_bars,
     lines_of,
     ranked_rows,
     template,
 )
-from hafrm.report.figures import Curve, Panel, accuracy_bars, curve_panels
+from hafrm.report.figures import Curve, Panel, curve_panels
 from hafrm.report.findings import Cell, Findings, Table, table_markdown
 from hafrm.report.wording import count, p_value, percent, points, signed, with_interval
 from hafrm.stats import FEWEST_GROUPS
@@ -366,8 +365,7 @@ def _figures(results: Results) -> Iterator[tuple[str, Markup]]:
     """Yield the figures by name: accuracies in domain and on mixtures, and curves over shares, flips and ratios."""
     for part in ("table2", "mixed"):
         for backbone, grid in results["parts"].get(part, {}).items():
-            bars = [bar_group(column, row) for column, row in grid.items()]
-            yield f"{part}-{backbone}", accuracy_bars(_bars_caption(part, backbone, grid, results), bars, LEGEND)
+            yield f"{part}-{backbone}", grid_bars(_bars_caption(part, backbone, grid, results), grid)
     for part, label in _DRAWN.items():
         for backbone, grid in results["parts"].get(part, {}).items():
             # Points of different seeds would show seed effects as a trend.

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from hafrm.paper.measures import AVERAGE, Grid, Measured, Row, average_of
 from hafrm.paper.numbers import NOTES
 from hafrm.paper.scales import Job
-from hafrm.report.figures import Bar, BarGroup
+from hafrm.report.figures import Bar, BarGroup, accuracy_bars
 from hafrm.report.findings import Cell, Findings, Relation, Table, made_with_note, ranked
 from hafrm.report.html import templates
 from hafrm.report.wording import count, interval, percent, points, signed, with_interval
@@ -22,8 +22,8 @@ from hafrm.training.manifest import environment
 METHOD_NAMES: Mapping[str, str] = {"dpo": "DPO", "baseline": "Baseline", "haf": "HAF"}
 """Display names of the methods, in the paper's order."""
 
-LEGEND = tuple(METHOD_NAMES.items())
-"""Legend of the figures."""
+_JsonGrid = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""Measurements by column and row, as in `results.json`."""
 
 
 def points_of(ends: Sequence[float]) -> Callable[[float], str]:
@@ -147,11 +147,20 @@ def accuracy_table(title: str, job: Job, grids: Mapping[str, Grid]) -> Table:
     return Table(title, ("accuracy, %", *job.sets, AVERAGE), rows)
 
 
-def bar_group(name: str, row: Mapping[str, Mapping[str, Any]], light: Mapping[str, Any] | None = None) -> BarGroup:
-    """Return one set's bars, from measurements in JSON form."""
-    bars = (
-        Bar(m, row[m]["accuracy"], row[m]["ci95"] and tuple(row[m]["ci95"]), light[m]["accuracy"] if light else None)
-        for m in METHOD_NAMES
-        if m in row
-    )
-    return BarGroup(name, tuple(bars))
+def grid_bars(label: str, grid: _JsonGrid, light: _JsonGrid | None = None) -> Markup:
+    """Draw the methods' accuracies in each column of a grid, given in JSON form.
+
+    Args:
+        label: Describes the figure.
+        grid: The grid.
+        light: Another grid, which is drawn behind it in a lighter shade.
+    """
+    groups = []
+    for column, row in grid.items():
+        behind = {m: cell["accuracy"] for m, cell in light[column].items()} if light else {}
+        cells = {m: row[m] for m in METHOD_NAMES if m in row}
+        bars = (
+            Bar(m, each["accuracy"], each["ci95"] and tuple(each["ci95"]), behind.get(m)) for m, each in cells.items()
+        )
+        groups.append(BarGroup(column, tuple(bars)))
+    return accuracy_bars(label, groups, list(METHOD_NAMES.items()))

@@ -67,6 +67,10 @@ class Table:
     note: str = ""
     """How to read it; only shown on the page."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "header", tuple(self.header))
+        object.__setattr__(self, "rows", tuple(map(tuple, self.rows)))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:

@@ -31,12 +31,12 @@ from hafrm.evaluation.words import fit_words
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.pairs import Conversation
 from hafrm.paper import costs, executor, numbers, runs, stages, study
-from hafrm.paper.frozen import fit_frozen
 from hafrm.paper.measures import Measured, Paired, mean_compared
 from hafrm.paper.plans import FROZEN, PARTS, WORDS, Scoring, cells, noise_part, shares_part
 from hafrm.paper.presets import small_scale, world_scale
 from hafrm.paper.publishing import page_of, publish, with_block
 from hafrm.paper.record import Journal, Record, journal_of, record_of, write_header
+from hafrm.paper.references import fit_frozen
 from hafrm.paper.runs import Run
 from hafrm.paper.samples import unseen
 from hafrm.paper.scales import Job, Overrides, SetFiles

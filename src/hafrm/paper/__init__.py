@@ -13,7 +13,7 @@ One pipeline, from data to pages; each module imports only those above it:
     costs        estimated seconds of runs and scorings
     record       the permanent record of a study: its journal, and results without weights and texts
     stages       the study's order of work: choice of learning rates, what is missing
-    frozen       a reward head fitted on a frozen backbone
+    references   models to compare with that need no training: a bag of words, frozen backbones
     executor     training and scoring what is missing
     measures     accuracies, paired differences and their intervals
     tables       what pages share: names, sentences, tables and bars of accuracies

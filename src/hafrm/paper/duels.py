@@ -169,7 +169,8 @@ def _compared(
     found: dict[_Rival, list[list[Judged]]] = {rival: [] for rival in seeds}
     budget = Budget.of(job.judge)
     for seed, ours, theirs in zip(job.seeds, seeds["haf"], seeds["baseline"], strict=True):
-        sides: dict[_Rival, list[Judged]] = {rival: [] for rival in seeds}
+        for judged in found.values():
+            judged.append([])
         for haf, baseline in zip(ours, theirs, strict=True):
             folder = job.root / "duels" / backbone / "+".join(sets) / f"seed{seed}-step{haf.answers.step}"
             runs = JudgeRuns(
@@ -184,10 +185,8 @@ def _compared(
             verdicts = _won(runs, prompts, haf.answers.texts, baseline.answers.texts)
             missing[haf.answers.step] += verdicts.count(None)
             won = [0.5 if verdict is None else verdict for verdict in verdicts]
-            sides["haf"].append(replace(haf, gold=won))
-            sides["baseline"].append(replace(baseline, gold=[1 - value for value in won]))
-        for rival, judged in sides.items():
-            found[rival].append(judged)
+            found["haf"][-1].append(replace(haf, gold=won))
+            found["baseline"][-1].append(replace(baseline, gold=[1 - value for value in won]))
     return found
 
 

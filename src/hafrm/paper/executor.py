@@ -11,25 +11,19 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
-from hafrm.data import encode_pairs, load_pairs
-from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError, HafrmError, UnwritableError, first_line
-from hafrm.evaluation.scoring import SCORES_FILE, read_scores, score_pairs
-from hafrm.evaluation.words import fit_words
-from hafrm.models.scorers import Scorer
-from hafrm.models.tokenizers import load_tokenizer
+from hafrm.evaluation.scoring import SCORES_FILE, read_scores
 from hafrm.paper.costs import QUESTION, Costs, can_estimate
-from hafrm.paper.frozen import fit_frozen
-from hafrm.paper.plans import FROZEN, WORDS, Plan, Scoring
-from hafrm.paper.record import journal_of, record_of, write_header
+from hafrm.paper.plans import Plan, Scoring
+from hafrm.paper.record import journal_of, lock_file, record_of, write_header
+from hafrm.paper.references import score_references
 from hafrm.paper.resources import needs, require_disk
 from hafrm.paper.runs import Policy, Run
-from hafrm.paper.samples import TRAINING_SPLITS, pairs_of, unseen
+from hafrm.paper.samples import unseen
 from hafrm.paper.scales import Job
 from hafrm.paper.stages import SEARCH, Stage, Todo, at_chosen_rates, missing, stages
 from hafrm.training.manifest import read_manifest
@@ -126,59 +120,13 @@ def execute_study(job: Job, plan: Plan, say: Say) -> None:
     worker.require_same_options()
     write_header(job)
     for name in job.sets:
-        _score_references(job, name, say)
+        score_references(job, name, say)
     try:
         worker.work()
     except _OutOfTimeError:
         say(f"the time of {job.hours:g} hours is up; the same command resumes")
     for line in missing(job):
         say(line)
-
-
-def reference_name(job: Job, row: str, backbone: str, name: str) -> str:
-    """Return the name in the record of a set's scores by a bag of words, or by a frozen backbone."""
-    model = WORDS if row == WORDS else f"{row}/{backbone}"
-    return f"{model}/{name}{job.scale.cap_suffix}-{job.scale.max_length}tokens"
-
-
-def _score_references(job: Job, name: str, say: Say) -> None:
-    """Score a set's test pairs by models without training: a bag of words, and the backbones with a fitted head."""
-    _score_fitted(job, WORDS, job.backbones[0], name, say)
-    for backbone in job.backbones:
-        if not job.scale.backbone(backbone).lora.enabled:
-            _score_fitted(job, FROZEN, backbone, name, say)
-
-
-def _score_fitted(job: Job, row: str, backbone: str, name: str, say: Say) -> None:
-    """Fit a model on the pairs that the backbone's runs have for training and validation, and score the test pairs."""
-    record, known_as = record_of(job), reference_name(job, row, backbone, name)
-    run = Run(backbone=backbone, sets=(name,), method="baseline")
-    data, test = run.data(job), job.scale.sets[name].test
-    pairs = load_pairs(test, split="test")
-    depends_on = {"pairs": list(data.digests().values()), "test": pairs.reports[0].sha256, "penalty": "by loss"}
-    with FileLock(_lock_file(job, known_as)):
-        if record.has_scores(known_as, depends_on):
-            return
-        say(f"fitting {known_as}")
-        data.write()
-        options = run.config(job, model="none").data_options
-        encoder = ConversationEncoder(load_tokenizer(job.model(backbone)), job.scale.max_length)
-        found = [[pair for each in data.names(split) for pair in pairs_of(each, split)] for split in TRAINING_SPLITS]
-        tables = [encode_pairs(of_split, encoder, options) for of_split in found]
-        scorer: Scorer
-        if row == WORDS:
-            usable = ([of_split[index] for index in each.kept] for of_split, each in zip(found, tables, strict=True))
-            scorer = fit_words(*usable)
-        else:
-            scorer = fit_frozen(job.model(backbone), encoder, *tables)
-        scores = list(score_pairs(scorer, pairs.pairs, model=row, data=test))
-        record.add_scores(known_as, name, scores, depends_on=depends_on)
-
-
-def _lock_file(job: Job, name: str) -> Path:
-    path = job.root / "study" / "locks" / f"{name.replace('/', '@')}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 class _OutOfTimeError(Exception):
@@ -240,7 +188,7 @@ class Worker:
         if not self.job.retry and todo.failure(self.journal.last()):
             return True
         try:
-            with FileLock(_lock_file(self.job, todo.name), timeout=-1 if wait else 0):
+            with FileLock(lock_file(self.job, todo.name), timeout=-1 if wait else 0):
                 if not todo.failure(self.journal.last(since=self.known)):  # another process may just have failed at it
                     self._try(todo, stage)
         except Timeout:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -116,21 +116,15 @@ class Journal(_Lines):
         return taken / foretold if foretold else 1.0
 
 
-@dataclass(frozen=True)
-class _Recorded:
-    """The parsed lines of a record, by name."""
-
-    runs: dict[str, dict[str, Any]]
-    tests: dict[str, dict[str, Any]]
-    scores: dict[str, dict[str, Any]]
+_Kind = Literal["run", "test", "scores"]
 
 
 @functools.lru_cache(maxsize=8)
-def _parsed(path: Path, length: int) -> _Recorded:
-    """Parse a record; its length changes with every line, so the result can be cached."""
-    found = _Recorded({}, {}, {})
+def _parsed(path: Path, length: int) -> dict[_Kind, dict[str, dict[str, Any]]]:
+    """Parse a record into its lines by kind and name; its length changes with every line, so this can be cached."""
+    found: dict[_Kind, dict[str, dict[str, Any]]] = {kind: {} for kind in get_args(_Kind)}
     for row in _Lines(path).rows():
-        for kind, by_name in (("run", found.runs), ("test", found.tests), ("scores", found.scores)):
+        for kind, by_name in found.items():
             if isinstance(row, dict) and kind in row:
                 by_name[row[kind]] = row
     return found
@@ -152,13 +146,12 @@ class Record:
         """The file."""
         return self._lines.path
 
-    @property
-    def _found(self) -> _Recorded:
-        return _parsed(self._lines.path, self._lines.length)
+    def _found(self, kind: _Kind, name: str) -> dict[str, Any] | None:
+        return _parsed(self.path, self._lines.length)[kind].get(name)
 
     def validation(self, run: str) -> float | None:
         """Return the validation accuracy of a run's best checkpoint; None if the run is not recorded."""
-        found = self._found.runs.get(run)
+        found = self._found("run", run)
         return None if found is None else float(found["validation"]["accuracy"])
 
     def changes(self, run: str, options: Mapping[str, Any]) -> str:
@@ -167,7 +160,7 @@ class Record:
         Options that only one of the two versions of hafrm has are ignored, because a record may be from an older
         version.
         """
-        found = self._found.runs.get(run)
+        found = self._found("run", run)
         if found is None:
             return ""
         before, now = found["options"], json.loads(json.dumps(options))
@@ -190,7 +183,7 @@ class Record:
 
     def has_scores(self, name: str, depends_on: Mapping[str, Any] | None = None) -> bool:
         """Return whether scores are recorded, and, if they are of a model without a run, depend on the same data."""
-        found = self._found.scores.get(name)
+        found = self._found("scores", name)
         return found is not None and found.get("depends_on") == depends_on
 
     def add_scores(
@@ -220,7 +213,7 @@ class Record:
             "prompts": [groups[score.group] for score in scores],
             "lengths": [[score.length_chosen, score.length_rejected] for score in scores],
         }
-        before = self._found.tests.get(test)
+        before = self._found("test", test)
         changed = before is None or not _same_pairs(before, pairs)
         if before is not None and depends_on is None and changed:
             raise ConfigError(f"{self.path}: {test} is recorded with other test pairs. Choose another --keep or --out.")
@@ -242,11 +235,11 @@ class Record:
         Returns:
             The scores, with the margin as the better response's reward; None if there are none.
         """
-        row = self._found.scores.get(name)
+        row = self._found("scores", name)
         if row is None:
             return None
-        test, seen = self._found.tests[row["on"]], set(row["seen"])
-        label, found = row["on"], []
+        label, seen = row["on"], set(row["seen"])
+        test, found = _parsed(self.path, self._lines.length)["test"][label], []
         for place, (number, prompt, lengths, margin) in enumerate(
             zip(test["rows"], test["prompts"], test["lengths"], row["margins"], strict=True)
         ):
@@ -301,6 +294,13 @@ def journal_of(job: Job) -> Journal:
 def record_of(job: Job) -> Record:
     """Return the study's record."""
     return Record(job.study)
+
+
+def lock_file(job: Job, name: str) -> Path:
+    """Return the file that is locked by whoever works on a run or scoring."""
+    path = job.root / "study" / "locks" / f"{name.replace('/', '@')}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def write_header(job: Job) -> None:

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from hafrm.evaluation.scoring import PairScore
-from hafrm.paper.executor import reference_name
 from hafrm.paper.measures import AVERAGE, Paired, Scores, grid_of, mean_compared, measured, scored_by_all
 from hafrm.paper.numbers import SETS
 from hafrm.paper.plans import FROZEN, PARTS, WORDS, cells
 from hafrm.paper.record import journal_of, record_of
+from hafrm.paper.references import reference_name
 from hafrm.paper.scales import METHODS, Job
 from hafrm.paper.stages import Todo, at_chosen_rates, choices, missing, stage_order, stages
 from hafrm.stats import (

@@ -141,6 +141,10 @@ def find(job: Job, name: str) -> Findings:
     }
     rows = [(row, *(cell_text(each[row]) for each in grid.values())) for row in part.rows]
     found, tables, values = _MORE[name](job, scores) if name in _MORE else ({}, [], [])
+    leads = [
+        values_line("true", {"lead": true_leads(job.scale.sets[tested].test).values()}, on=tested)
+        for tested in (_tested(job) if job.in_world else ())
+    ]
     runs: dict[str, list[str]] = {}
     for row, run in _runs(job, name):
         runs.setdefault(row, []).append(str(run.folder(job).relative_to(job.root / "runs")))
@@ -159,15 +163,9 @@ def find(job: Job, name: str) -> Findings:
             Table("Accuracy", ("accuracy, %", *grid), rows),
             _differences_table(differences),
         ],
-        values=[*(_true_leads_lines(job) if job.in_world else ()), *values],
+        values=[*leads, *values],
         left_out={column: next(iter(rows.values())) for column, rows in left_out.items()},  # the same in every run
     )
-
-
-def _true_leads_lines(job: Job) -> Iterator[dict[str, Any]]:
-    """Yield the record's lines that say which response of a test pair has the higher true reward."""
-    for tested in _tested(job):
-        yield values_line("true", {"lead": true_leads(job.scale.sets[tested].test).values()}, on=tested)
 
 
 def _differences_table(differences: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table:

@@ -69,9 +69,7 @@ class Duel:
                 }
                 for step, (value, ends) in self.win_rates.items()
             },
-            "policies": {
-                rival: {str(point.step): point.as_dict() for point in points} for rival, points in self.points.items()
-            },
+            "policies": {rival: policies.by_step(points) for rival, points in self.points.items()},
             "learnt": {rival: policies.learnt(points) for rival, points in self.points.items()},
         }
 

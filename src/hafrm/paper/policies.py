@@ -27,7 +27,7 @@ from hafrm.paper.runs import Policy, seed_policies
 from hafrm.paper.scales import Job
 from hafrm.paper.tables import build_findings, difference_cells
 from hafrm.paper.world import oracle_reward
-from hafrm.report.figures import Curve, Panel, curve_panels
+from hafrm.report.figures import Curve, Panel, curve_kind, curve_panels
 from hafrm.report.findings import Findings, Table
 from hafrm.report.wording import count
 from hafrm.rewards import load_reward
@@ -38,9 +38,6 @@ from hafrm.training.manifest import read_manifest
 
 PROMPTS = 240
 """Test prompts that each checkpoint answers once, divided evenly among the sets."""
-
-_LINES = ("haf", "baseline", "dpo", "zero", "haf dash1", "baseline dash1")
-"""Curve styles of the seeds of the check, in turn."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +65,19 @@ class Point:
     gold_by_seed: tuple[float, ...]
     """Mean true reward per seed."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the means as a JSON-serialisable dict."""
-        return {
-            "gold": statistics.fmean(self.gold),
-            "gold_by_seed": list(self.gold_by_seed),
-            "proxy": statistics.fmean(self.proxy),
-            "kl": self.kl,
-            "length": self.length,
+
+def by_step(points: Sequence[Point]) -> dict[str, dict[str, Any]]:
+    """Return the means of points by step, in the format of `results.json`."""
+    return {
+        str(point.step): {
+            "gold": statistics.fmean(point.gold),
+            "gold_by_seed": list(point.gold_by_seed),
+            "proxy": statistics.fmean(point.proxy),
+            "kl": point.kl,
+            "length": point.length,
         }
+        for point in points
+    }
 
 
 def held_out_prompts(job: Job, backbone: str, sets: Sequence[str], most: int) -> dict[Prompt, str]:
@@ -286,17 +287,14 @@ def find_check(job: Job) -> Findings:
         prompts = held_out_prompts(job, backbone, job.sets[:1], PROMPTS)
         judged[backbone] = [judged_answers(job, policy, prompts) for policy in _checked(job, backbone)]
     points = {backbone: points_of(seeds) for backbone, seeds in judged.items()}
-    panels = {
-        backbone: Panel(
-            f"{job.sets[0]}: judge's reward",
-            tuple(
-                reward_curve(f"seed {seed}", _LINES[place % len(_LINES)], points_of([each]), "gold", "step")
-                for place, (seed, each) in enumerate(zip(job.seeds, seeds, strict=True))
-            ),
+    figures = {}
+    for backbone, seeds in judged.items():
+        curves = tuple(
+            reward_curve(f"seed {seed}", curve_kind(place), points_of([each]), "gold", "step")
+            for place, (seed, each) in enumerate(zip(job.seeds, seeds, strict=True))
         )
-        for backbone, seeds in judged.items()
-    }
-    steps = {backbone: {str(point.step): point.as_dict() for point in each} for backbone, each in points.items()}
+        panel = Panel(f"{job.sets[0]}: judge's reward", curves)
+        figures[f"ppo-{backbone}"] = curve_panels(f"Judge's reward over PPO steps, {backbone}", [panel])
     return build_findings(
         job,
         "ppo",
@@ -304,7 +302,7 @@ def find_check(job: Job) -> Findings:
             "seeds": list(job.seeds),
             "set": job.sets[0],
             "learnt": {backbone: learnt(each) for backbone, each in points.items()},
-            "steps": steps,
+            "steps": {backbone: by_step(each) for backbone, each in points.items()},
         },
         tables=[
             learning_table(
@@ -312,10 +310,7 @@ def find_check(job: Job) -> Findings:
                 {f"{name}, {count(len(each[0].gold), 'prompt')}": each for name, each in points.items()},
             )
         ],
-        figures={
-            f"ppo-{backbone}": curve_panels(f"Judge's reward over PPO steps, {backbone}", [panel])
-            for backbone, panel in panels.items()
-        },
+        figures=figures,
         values=answers_lines(judged, job.seeds),
         prompts=PROMPTS,
     )

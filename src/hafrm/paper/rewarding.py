@@ -107,7 +107,7 @@ def find(job: Job, name: str) -> Findings:
         results={
             "seeds": list(job.seeds),
             "set": job.sets[0],
-            "steps": {way: {str(point.step): point.as_dict() for point in each} for way, each in points.items()},
+            "steps": {way: policies.by_step(each) for way, each in points.items()},
             "differences": differences,
         },
         tables=[

@@ -9,14 +9,11 @@ from markupsafe import Markup
 from scipy.stats import binomtest
 
 from hafrm.evaluation.results import SIGNIFICANT
-from hafrm.report.figures import MOST_CIRCLES, Curve, growth_curves, overlap_circles
+from hafrm.report.figures import MOST_CIRCLES, Curve, curve_kind, growth_curves, overlap_circles
 from hafrm.report.findings import Cell, Findings, Table
 from hafrm.report.wording import count, listed, p_value, percent, short_names, with_interval
 from hafrm.sampling.analysis import RANDOM
 from hafrm.stats import holm_correction
-
-CURVE_KINDS = ("haf", "baseline", "dpo", "haf dash1", "baseline dash2", "dpo dash3")
-"""Curve styles of the scorers, in turn."""
 
 
 def best_of_n_findings(results: Mapping[str, Any]) -> Findings:
@@ -119,7 +116,7 @@ def _figures(results: Mapping[str, Any], models: Mapping[str, str]) -> Iterator[
     curve = results["curve"]
     if curve["gold"] and len(curve["n"]) > 1:
         names = {**models, "the best": "the judge itself"}
-        kinds = [*(CURVE_KINDS[place % len(CURVE_KINDS)] for place in range(len(models))), "zero dash4"]
+        kinds = [*map(curve_kind, range(len(models))), "zero dash4"]
         curves = [
             Curve(
                 names[model],

@@ -113,6 +113,14 @@ class Curve:
     """The intervals of the points' y, if there are any."""
 
 
+_KINDS = ("haf", "baseline", "dpo", "haf dash1", "baseline dash2", "dpo dash3")
+
+
+def curve_kind(number: int) -> str:
+    """Return the style of a curve that has none of its own, by its number from 0."""
+    return _KINDS[number % len(_KINDS)]
+
+
 @dataclass(frozen=True)
 class Panel:
     """One plot, usually over training steps."""

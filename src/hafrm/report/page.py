@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from hafrm import atomic
 from hafrm.evaluation.scoring import RESULTS_FILE
@@ -19,7 +18,7 @@ from hafrm.report.cards import data_card, model_card
 from hafrm.report.diagnostics import forest_plots, plot_groups
 from hafrm.report.html import asset, render
 from hafrm.report.inspector import embedded_json, held_words, inspector_data
-from hafrm.report.loading import Evaluation, read_evaluation
+from hafrm.report.loading import read_evaluation
 from hafrm.report.tables import accuracy_table, comparison_rows, suite_tables
 from hafrm.report.verdict import title_of, verdicts
 from hafrm.report.wording import moment, short_names
@@ -55,6 +54,8 @@ def write_page(
     path = folder / PAGE_FILE
     made = datetime.fromtimestamp((folder / RESULTS_FILE).stat().st_mtime, UTC)
     inspector = inspector_data(evaluation, texts or {}, read_tokens(folder / TOKENS_FILE))
+    comparisons = evaluation.results.comparisons
+    models, data = short_names(evaluation.models), short_names(evaluation.data)
     html = render(
         "page.html.j2",
         script=asset("page.js"),
@@ -62,31 +63,23 @@ def write_page(
         when=f"hafrm {version('hafrm')} evaluation, {moment(made)}",
         intro=intro,
         command=command,
-        **_tables(evaluation),
+        models=models,
+        model_numbers={model: number for number, model in enumerate(models)},
+        data=data,
+        verdicts=verdicts(evaluation),
+        suites=suite_tables(evaluation),
+        table=accuracy_table(evaluation),
+        forests=forest_plots(evaluation),
+        comparisons=comparison_rows(comparisons, evaluation.scores),
+        comparison_count=len(comparisons),
+        cards=[
+            *(model_card(model, models[model], evaluation.results.servers.get(model)) for model in models),
+            *(data_card(name, data.get(name, name), found) for name, found in evaluation.results.sources.items()),
+        ],
+        groups=plot_groups(evaluation),
         inspector=inspector,
         inspector_json=embedded_json(inspector),
         held=held_words(evaluation, inspector),
     )
     atomic.write_text(path, html)
     return path
-
-
-def _tables(evaluation: Evaluation) -> dict[str, Any]:
-    comparisons = evaluation.results.comparisons
-    models, data = short_names(evaluation.models), short_names(evaluation.data)
-    return {
-        "models": models,
-        "model_numbers": {model: number for number, model in enumerate(models)},
-        "data": data,
-        "verdicts": verdicts(evaluation),
-        "suites": suite_tables(evaluation),
-        "table": accuracy_table(evaluation),
-        "forests": forest_plots(evaluation),
-        "comparisons": comparison_rows(comparisons, evaluation.scores),
-        "comparison_count": len(comparisons),
-        "cards": [
-            *(model_card(model, models[model], evaluation.results.servers.get(model)) for model in models),
-            *(data_card(name, data.get(name, name), found) for name, found in evaluation.results.sources.items()),
-        ],
-        "groups": plot_groups(evaluation),
-    }

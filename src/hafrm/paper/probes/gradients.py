@@ -34,8 +34,7 @@ from hafrm.paper.probes.checkpoints import run_checkpoints
 from hafrm.paper.runs import Run, seed_runs
 from hafrm.paper.scales import Job
 from hafrm.paper.tables import build_findings
-from hafrm.report.best_of_n import CURVE_KINDS
-from hafrm.report.figures import Curve, Panel, curve_panels
+from hafrm.report.figures import Curve, Panel, curve_kind, curve_panels
 from hafrm.report.findings import Findings, Table
 from hafrm.training.batches import PairCollator, PairDataset
 from hafrm.training.loss import LossConfig
@@ -198,7 +197,7 @@ def _figure(backbone: str, job: Job, runs: Sequence[_Steps]) -> Markup:
 
     def curve(number: int, value: str) -> Curve:
         points = tuple((float(step), parts[WHOLE][value]) for step, parts in runs[number].items())
-        return Curve(f"seed {job.seeds[number]}", CURVE_KINDS[number % len(CURVE_KINDS)], points)
+        return Curve(f"seed {job.seeds[number]}", curve_kind(number), points)
 
     titles = {"cosine": "cosine of the two gradients", "ratio": "|g_p| / |g_r|"}
     panels = [

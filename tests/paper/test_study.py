@@ -30,7 +30,7 @@ from hafrm.evaluation.scoring import PairScore, read_scores
 from hafrm.evaluation.words import fit_words
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.pairs import Conversation
-from hafrm.paper import costs, executor, numbers, runs, stages, study
+from hafrm.paper import costs, executor, numbers, references, runs, stages, study
 from hafrm.paper.measures import Measured, Paired, mean_compared
 from hafrm.paper.plans import FROZEN, PARTS, WORDS, Scoring, cells, noise_part, shares_part
 from hafrm.paper.presets import small_scale, world_scale
@@ -393,7 +393,7 @@ def test_a_studys_numbers_follow_from_its_record(tmp_path: Path) -> None:
         for scoring in todo.scorings:
             record.add_scores(todo.scores_name(scoring), *scoring.tested_on, scores, kept=scores[:7])
     for row, many in ((WORDS, 3), (FROZEN, 9)):
-        name = executor.reference_name(asked, row, "base", "BS")
+        name = references.reference_name(asked, row, "base", "BS")
         record.add_scores(name, "BS", scored(many), depends_on={"pairs": []})
     journal = journal_of(asked)
     journal.write("base/BS/haf-seed9", "failed", reason="diverged")

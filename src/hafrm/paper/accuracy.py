@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 from markupsafe import Markup
@@ -232,16 +233,13 @@ def _external(job: Job) -> dict[str, dict[str, _Transfers]]:
         By key of `_SECTIONS`, then backbone, set and method.
     """
     assert job.rewardbench is not None
-    found: dict[str, dict[str, _Transfers]] = {how: {} for how in _SECTIONS}
-    for backbone in job.backbones:
-        for name in _transfer_sets(job):
-            folders = {m: [run.folder(job) for run in seed_runs(job, backbone, (name,), method=m)] for m in METHODS}
-            out = job.root / "evaluations" / backbone / f"{name}-rewardbench"
-            every = [folder for some in folders.values() for folder in some]
-            for how, section in _section_accuracies(job.rewardbench, numbers.category_of(name), every, out).items():
-                found[how].setdefault(backbone, {})[name] = {
-                    method: statistics.fmean(section[folder] for folder in some) for method, some in folders.items()
-                }
+    found: dict[str, dict[str, _Transfers]] = {how: {backbone: {} for backbone in job.backbones} for how in _SECTIONS}
+    for backbone, name in product(job.backbones, _transfer_sets(job)):
+        folders = {str(m): [r.folder(job) for r in seed_runs(job, backbone, (name,), method=m)] for m in METHODS}
+        out = job.root / "evaluations" / backbone / f"{name}-rewardbench"
+        every = [folder for some in folders.values() for folder in some]
+        for how, section in _section_accuracies(job.rewardbench, numbers.category_of(name), every, out).items():
+            found[how][backbone][name] = {m: statistics.fmean(map(section.__getitem__, f)) for m, f in folders.items()}
     return found
 
 

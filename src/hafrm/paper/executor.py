@@ -11,7 +11,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -87,23 +86,19 @@ def execute(job: Job, plan: Plan, say: Say) -> None:
         job.model(name)
     for run in plan.runs:
         run.require_same(job)
-    for run in _announced(job, "run", plan.runs, say):
-        run.make(job)
-    for scoring in _announced(job, "evaluation", plan.scorings, say):
-        scoring.make(job, say)
-    for policy in _announced(job, "policy", plan.policies, say):
-        policy.make(job)
-
-
-_Work = TypeVar("_Work", Run, Scoring, Policy)
-
-
-def _announced(job: Job, kind: str, works: Sequence[_Work], say: Say) -> Iterator[_Work]:
-    """Yield each piece of work, with a progress line before those that are not finished."""
-    for number, work in enumerate(works, 1):
-        if work.state(job) != "finished":
-            say(f"{kind} {number}/{len(works)}: {work.name}")
-        yield work
+    kinds: Mapping[str, Sequence[Run | Scoring | Policy]] = {
+        "run": plan.runs,
+        "evaluation": plan.scorings,
+        "policy": plan.policies,
+    }
+    for kind, works in kinds.items():
+        for number, work in enumerate(works, 1):
+            if work.state(job) != "finished":
+                say(f"{kind} {number}/{len(works)}: {work.name}")
+            if isinstance(work, Scoring):
+                work.make(job, say)
+            else:
+                work.make(job)
 
 
 def execute_study(job: Job, plan: Plan, say: Say) -> None:

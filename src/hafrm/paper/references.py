@@ -45,10 +45,9 @@ def reference_name(job: Job, row: str, backbone: str, name: str) -> str:
 
 def score_references(job: Job, name: str, say: Callable[[str], None]) -> None:
     """Score a set's test pairs by models without training: a bag of words, and the backbones with a fitted head."""
-    _score_fitted(job, WORDS, job.backbones[0], name, say)
-    for backbone in job.backbones:
-        if not job.scale.backbone(backbone).lora.enabled:
-            _score_fitted(job, FROZEN, backbone, name, say)
+    whole = [backbone for backbone in job.backbones if not job.scale.backbone(backbone).lora.enabled]
+    for row, backbone in ((WORDS, job.backbones[0]), *((FROZEN, backbone) for backbone in whole)):
+        _score_fitted(job, row, backbone, name, say)
 
 
 def _score_fitted(job: Job, row: str, backbone: str, name: str, say: Callable[[str], None]) -> None:

@@ -7,7 +7,7 @@ Intervals are over prompts, for the mean over seeds, and tests are paired.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -23,7 +23,6 @@ from hafrm.paper.scales import METHODS, Job
 from hafrm.paper.stages import Todo, at_chosen_rates, choices, missing, stage_order, stages
 from hafrm.stats import (
     FEWEST_GROUPS,
-    Floats,
     accuracy,
     brier_score,
     expected_calibration_error,
@@ -38,9 +37,6 @@ ENOUGH = f"{AVERAGE} of {FEWEST_GROUPS} prompts or more"
 """Name of the mean over columns with enough test prompts, shown if some have too few."""
 
 AVERAGES = (AVERAGE, ENOUGH)
-
-_RIVAL = "baseline"
-"""The row whose calibration others are compared with."""
 
 _Seeds = Mapping[int, Sequence[PairScore]]
 
@@ -193,15 +189,20 @@ def compare_rows(part: str, backbone: str, scores: Scores) -> Iterator[dict[str,
             yield named | {"column": ENOUGH, "columns": list(enough)} | mean_compared(list(enough.values()))
 
 
-def pair_rows(rows: Mapping[str, Mapping[int, list[PairScore]]], a: str, b: str) -> Paired | None:
+def _shared(ours: _Seeds, theirs: _Seeds) -> tuple[list[_Seeds], set[str]]:
+    """Return both rows on the seeds that both have, and the pairs that all of these scored."""
+    sides: list[_Seeds] = [{seed: row[seed] for seed in ours if seed in theirs} for row in (ours, theirs)]
+    return sides, scored_by_all(sides)
+
+
+def pair_rows(rows: Mapping[str, _Seeds], a: str, b: str) -> Paired | None:
     """Pair two rows on the seeds that both have and the pairs that all of them scored; None without such seeds."""
-    seeds = tuple(seed for seed in rows.get(a, {}) if seed in rows.get(b, {}))
-    if not seeds:
+    sides, both = _shared(rows.get(a, {}), rows.get(b, {}))
+    if not sides[0]:
         return None
-    sides = [{seed: rows[row][seed] for seed in seeds} for row in (a, b)]
-    both, what = scored_by_all(sides), f"{a} and {b}"
+    what = f"{a} and {b}"
     ours, theirs = (measured([_only(scores, both) for scores in side.values()], what) for side in sides)
-    return Paired.of(ours, theirs, what, seeds)
+    return Paired.of(ours, theirs, what, tuple(sides[0]))
 
 
 def correct(comparisons: Sequence[dict[str, Any]]) -> None:
@@ -227,11 +228,11 @@ def certainties(scores: Scores) -> dict[str, dict[str, Any]]:
     """
     return {
         column: {
-            row: _certainty(seeds) | {"over": _compared(seeds, rows[_RIVAL]) if row != _RIVAL else None}
+            row: _certainty(seeds) | {"over": _compared(seeds, rows["baseline"]) if row != "baseline" else None}
             for row, seeds in rows.items()
         }
         for column, rows in scores.items()
-        if _RIVAL in rows
+        if "baseline" in rows
     }
 
 
@@ -250,22 +251,17 @@ def _certainty(seeds: _Seeds) -> dict[str, Any]:
 
 def _compared(ours: _Seeds, theirs: _Seeds) -> dict[str, Any] | None:
     """Compare the Brier scores of two rows, with an interval over prompts of the seeds' mean."""
-    sides = [{seed: side[seed] for seed in ours if seed in theirs} for side in (ours, theirs)]
-    pairs = sorted(scored_by_all(sides))
-    if not pairs:
+    sides, both = _shared(ours, theirs)
+    if not both:
         return None
     groups = {score.id: score.group for scores in sides[0].values() for score in scores}
-    a, b = (_squares(map(_margins, side.values()), pairs) for side in sides)
+    pairs = sorted(both)
+    margins = ([_margins(scores) for scores in side.values()] for side in sides)
+    stated = ([stated_probability([each[pair] for pair in pairs]) for each in seeds] for seeds in margins)
+    a, b = (np.mean([(1 - each) ** 2 for each in seeds], axis=0) for seeds in stated)
     test = paired_bootstrap(a, b, [groups[pair] for pair in pairs])
     return {"difference": test.difference, "ci95": test.interval}
 
 
 def _margins(scores: Sequence[PairScore]) -> dict[str, float]:
     return {score.id: score.margin for score in scores if score.margin is not None}
-
-
-def _squares(seeds: Iterable[Mapping[str, float]], pairs: Sequence[str]) -> Floats:
-    """Return the squared error of each pair's stated probability, averaged over seeds."""
-    stated = [stated_probability([margins[pair] for pair in pairs]) for margins in seeds]
-    squares: Floats = np.mean([(1 - each) ** 2 for each in stated], axis=0)
-    return squares

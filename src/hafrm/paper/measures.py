@@ -202,11 +202,10 @@ def measured(seeds: Sequence[Sequence[PairScore]], what: str) -> Measured:
     """
     _require_same_prompts(({row.id: row.group for row in rows} for rows in seeds), what)
     by_seed = [{row.id: row for row in rows if row.margin is not None} for rows in seeds]
-    margins = [{pair: row.margin or 0.0 for pair, row in rows.items()} for rows in by_seed]
     shared = [pair for pair in by_seed[0] if all(pair in rows for rows in by_seed)]
     if not shared:
         raise DataError(f"{what}: no pair was scored, so there is no accuracy. Look at the evaluation's scores.jsonl.")
-    each = np.stack([hits([found[pair] for pair in shared]) for found in margins])
+    each = np.stack([hits([rows[pair].margin or 0.0 for pair in shared]) for rows in by_seed])
     rows = [by_seed[0][pair] for pair in shared]
     return Measured(
         accuracies=tuple(map(float, each.mean(axis=1))),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
@@ -34,40 +35,46 @@ _ORDER = ("baseline", "dpo", "haf")
 """Methods in Table 4's order."""
 
 
+@dataclass(frozen=True)
+class _Best:
+    """Whose choices among one backbone's responses to a set's prompts are the best."""
+
+    wins: Row
+    regions: Mapping[Region, float]
+    agreements: Mapping[tuple[str, str], float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return a JSON-serialisable dict."""
+        return {
+            "win_rates": {
+                method: {"value": cell.accuracy, "ci95": cell.ci95, "by_seed": list(cell.accuracies)}
+                for method, cell in self.wins.items()
+            },
+            "regions": [{"methods": sorted(whose), "share": share} for whose, share in self.regions.items()],
+            "agreement": [{"a": a, "b": b, "share": share} for (a, b), share in self.agreements.items()],
+        }
+
+
 def find_best(job: Job, figure: str) -> Findings:
     """Measure win rates, and draw circles for each backbone: of the mean over sets in Figure 4, else of each set."""
-    shown = [AVERAGE] if figure == "figure4" and len(job.sets) > 1 else job.sets
     chosen = choose(job)
-    wins = {backbone: {name: win_rates(each) for name, each in by_set.items()} for backbone, by_set in chosen.items()}
-    overlaps = {backbone: {name: regions(each) for name, each in by_set.items()} for backbone, by_set in chosen.items()}
-    agreed = {
-        backbone: {name: agreements(each) for name, each in by_set.items()} for backbone, by_set in chosen.items()
+    found = {
+        backbone: {name: _Best(win_rates(each), regions(each), agreements(each)) for name, each in by_set.items()}
+        for backbone, by_set in chosen.items()
     }
+    wins = {backbone: {name: each.wins for name, each in by_set.items()} for backbone, by_set in found.items()}
     figures = {}
-    for backbone, by_set in overlaps.items():
-        for name in shown:
+    for backbone, by_set in found.items():
+        circles = {name: each.regions for name, each in by_set.items()}
+        if figure == "figure4" and len(job.sets) > 1:
+            circles = {AVERAGE: _mean(circles)}
+        for name, shares in circles.items():
             label = f"How often each method's choice is the best of the three, {backbone}, {name}"
-            found = _mean(by_set) if name == AVERAGE else by_set[name]
-            figures[f"{figure}-{backbone}-{name}"] = overlap_circles(label, METHOD_NAMES, found)
-    best = {
-        backbone: {
-            name: {
-                "win_rates": {
-                    method: {"value": cell.accuracy, "ci95": cell.ci95, "by_seed": list(cell.accuracies)}
-                    for method, cell in row.items()
-                },
-                "regions": [
-                    {"methods": sorted(whose), "share": share} for whose, share in overlaps[backbone][name].items()
-                ],
-                "agreement": [{"a": a, "b": b, "share": share} for (a, b), share in agreed[backbone][name].items()],
-            }
-            for name, row in by_set.items()
-        }
-        for backbone, by_set in wins.items()
-    }
-    win_rows = [row for backbone, grid in wins.items() for row in method_rows(backbone, with_average(grid))]
-    alike_rows = [row for backbone, by_set in agreed.items() for row in _agreement_rows(backbone, by_set)]
+            figures[f"{figure}-{backbone}-{name}"] = overlap_circles(label, METHOD_NAMES, shares)
+    best = {backbone: {name: each.as_dict() for name, each in by_set.items()} for backbone, by_set in found.items()}
     columns = ("% of prompts", *job.sets, AVERAGE)
+    win_rows = [row for backbone, grid in wins.items() for row in method_rows(backbone, with_average(grid))]
+    alike_rows = [row for backbone, by_set in found.items() for row in _agreement_rows(backbone, by_set)]
     return build_findings(
         job,
         figure,
@@ -89,8 +96,8 @@ def _mean(by_set: Mapping[str, Mapping[Region, float]]) -> dict[Region, float]:
     return {region: float(np.mean([found.get(region, 0.0) for found in by_set.values()])) for region in every}
 
 
-def _agreement_rows(backbone: str, by_set: Mapping[str, Mapping[tuple[str, str], float]]) -> list[tuple[str, ...]]:
-    columns = list(by_set.values())
+def _agreement_rows(backbone: str, by_set: Mapping[str, _Best]) -> list[tuple[str, ...]]:
+    columns = [each.agreements for each in by_set.values()]
     columns.append({pair: float(np.mean([shares[pair] for shares in columns])) for pair in columns[0]})
     return [
         (f"{METHOD_NAMES[a]} and {METHOD_NAMES[b]} ({backbone})", *(percent(shares[a, b]) for shares in columns))

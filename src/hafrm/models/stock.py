@@ -33,16 +33,6 @@ _BY_WORD = {
 """Advice by a word in the message of an error."""
 
 
-def advice(error: Exception) -> str:
-    """Return advice to append to an error message, with a leading space; empty if there is none."""
-    return next((f" {text}" for word, text in _BY_WORD.items() if word in str(error)), "")
-
-
-def not_here(model: str) -> str:
-    """Return the note that there is no such local folder, with a leading space; empty if there is one."""
-    return "" if Path(model).exists() else " There is no such folder here."
-
-
 ONE_THREAD = threading.RLock()
 """Held while models are built or a function of the Python API runs: torch and transformers keep settings per process,
 such as the default dtype, seeds and how tensors are created, that other threads would change or inherit.
@@ -52,35 +42,36 @@ such as the default dtype, seeds and how tensors are created, that other threads
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Silence transformers' progress bars and its report of the other head as an unexpected key, in one thread."""
-    with ONE_THREAD, _quiet():
-        yield
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(level)
-        if bars:
-            hf_logging.enable_progress_bar()
+    with ONE_THREAD:
+        level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+        hf_logging.set_verbosity_error()
+        hf_logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            hf_logging.set_verbosity(level)
+            if bars:
+                hf_logging.enable_progress_bar()
 
 
 @contextlib.contextmanager
 def loading(kind: str, model: str) -> Iterator[None]:
-    """Turn errors of loading a model of this kind into a `ModelError`."""
+    """Silence transformers while a model of this kind is loaded, and turn errors into a `ModelError`."""
+    with explaining(kind, model), quiet_transformers():
+        yield
+
+
+@contextlib.contextmanager
+def explaining(kind: str, model: str, remedy: str = "") -> Iterator[None]:
+    """Turn errors of loading something of this kind into a `ModelError`, with advice if their text suggests any."""
     try:
-        with quiet_transformers():
-            yield
+        yield
     except HafrmError:
         raise
     except Exception as error:  # transformers raises many kinds: OSError, ValueError, safetensors' own, ...
-        raise ModelError(
-            f"No {kind} could be loaded from {model}.{not_here(model)} ({first_line(error)}){advice(error)}"
-        ) from error
+        nowhere = "" if Path(model).exists() else " There is no such folder here."
+        advice = next((f" {text}" for word, text in _BY_WORD.items() if word in str(error)), remedy)
+        raise ModelError(f"No {kind} could be loaded from {model}.{nowhere} ({first_line(error)}){advice}") from error
 
 
 def load_whole(

@@ -20,10 +20,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel
 
-from hafrm.errors import ModelError, first_line
+from hafrm.errors import ModelError
 from hafrm.models.runinfo import require_as_saved
 from hafrm.models.sources import adapter_source, find_file, require_place
-from hafrm.models.stock import advice, not_here
+from hafrm.models.stock import explaining
 from hafrm.pairs import Conversation
 from hafrm.templates import DEFAULT_CHAT_TEMPLATE, TemplateRefusalError, render
 
@@ -63,13 +63,8 @@ def load_tokenizer(
     require_place(model)
     model = _owner(model)
     require_as_saved(model)
-    try:
+    with explaining("tokenizer", model, remedy=" Give a folder or hub id that contains a tokenizer."):
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
-    except Exception as error:  # the tokenizers library raises plain Exception for a damaged file
-        raise ModelError(
-            f"No tokenizer could be loaded from {model}.{not_here(model)} ({first_line(error)})"
-            f"{advice(error) or ' Give a folder or hub id that contains a tokenizer.'}"
-        ) from error
     tokenizer.chat_template = instead or tokenizer.chat_template
     if not tokenizer.chat_template and template is None:
         raise ModelError(

@@ -11,15 +11,13 @@ from typing import Protocol, TypeVar
 
 from hafrm.data import OnBadRow
 from hafrm.errors import BadRowError, BadRowReason, ModelError, RefusedError
-from hafrm.models.scorers import Scorer, rewards_of_the_rest
+from hafrm.models.remote import OVERLONG
+from hafrm.models.scorers import Scorer, unrefused_rewards
 from hafrm.pairs import Conversation, Message, PreferencePair
 from hafrm.store import LineFile, parsed_lines
 
 SCORES_FILE = "scores.jsonl"
 RESULTS_FILE = "results.json"
-
-OVERLONG = "overlong"
-"""Why a conversation over the model's limit has no reward."""
 
 CHUNK = 512
 """Pairs scored at a time. A scorer orders them by length, so the last bits of a reward depend on its chunk."""
@@ -112,14 +110,15 @@ def score_conversations(
         BadRowError: a conversation is refused, and bad rows are not skipped.
         ModelError: a reward is not finite.
     """
-    try:
-        scores = dict(enumerate(scorer.score(conversations)))
-    except RefusedError as error:
-        if on_bad_row == "error":
+    if on_bad_row == "skip":
+        scores = unrefused_rewards(scorer, conversations)
+    else:
+        try:
+            scores = dict(enumerate(scorer.score(conversations)))
+        except RefusedError as error:
             first = min(error.reasons)
             source, row = rows[first]
             raise BadRowError.refused(error.reasons[first], source=source, row=row, remedy=error.remedy) from error
-        scores = rewards_of_the_rest(scorer, conversations, error)
     for place, reward in scores.items():
         if reward is not None and not math.isfinite(reward):
             source, row = rows[place]
@@ -158,8 +157,7 @@ def score_pairs(
     Raises:
         BadRowError: the template refuses a pair, and bad rows are not skipped.
     """
-    for pair, outcomes in scored_chunks(scorer, pairs, on_bad_row=on_bad_row, progress=progress):
-        (chosen, rejected), unscored = split_outcomes(outcomes)
+    for pair, (chosen, rejected), unscored in scored_chunks(scorer, pairs, on_bad_row=on_bad_row, progress=progress):
         yield PairScore(
             model=model,
             data=data,
@@ -175,11 +173,11 @@ def score_pairs(
 
 def scored_chunks(
     scorer: Scorer, rows: Sequence[Row], *, on_bad_row: OnBadRow, progress: Callable[[int], None]
-) -> Iterator[tuple[Row, list[float | str]]]:
+) -> Iterator[tuple[Row, list[float | None], str]]:
     """Score rows with any number of responses, one chunk of rows per call; see `score_pairs`.
 
     Yields:
-        Each row with one reward per response, or the reason why it has none.
+        Each row with one reward per response, None where there is none, and the first reason for it, or "".
     """
     for start in range(0, len(rows), CHUNK):
         chunk = rows[start : start + CHUNK]
@@ -188,7 +186,7 @@ def scored_chunks(
         conversations = [conversation for each in found for conversation in each]
         outcomes = iter(score_conversations(scorer, conversations, places, on_bad_row=on_bad_row))
         for row, each in zip(chunk, found, strict=True):
-            yield row, list(islice(outcomes, len(each)))
+            yield row, *split_outcomes(islice(outcomes, len(each)))
         progress(start + len(chunk))
 
 

@@ -10,7 +10,7 @@ from hafrm.judging.judges import Answer, FreeJudge, Question, Unscored, ranks_of
 from hafrm.judging.prompts import CHOICES, judge_messages
 from hafrm.models.loading import load_log_prob_scorer
 from hafrm.models.options import ScoreOptions
-from hafrm.models.scorers import Scorer, rewards_of_the_rest
+from hafrm.models.scorers import Scorer, unrefused_rewards
 from hafrm.pairs import Conversation, Message, Prompt
 
 
@@ -80,10 +80,7 @@ class RewardJudge(FreeJudge):
         """
         asked = [Conversation(question.prompt, response) for question in questions for response in question.responses]
         distinct = list(dict.fromkeys(asked))
-        try:
-            scores = dict(enumerate(self.scorer.score(distinct)))
-        except RefusedError as error:
-            scores = rewards_of_the_rest(self.scorer, distinct, error)
+        scores = unrefused_rewards(self.scorer, distinct)
         rewards = {conversation: _reward(scores, place) for place, conversation in enumerate(distinct)}
         return [
             _answer([rewards[Conversation(question.prompt, response)] for response in question.responses])

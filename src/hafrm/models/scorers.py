@@ -48,19 +48,14 @@ class Scorer(Protocol):
         ...
 
 
-def rewards_of_the_rest(
-    scorer: Scorer, conversations: Sequence[Conversation], error: RefusedError
-) -> dict[int, float | None]:
-    """Return the rewards of conversations that a scorer did not refuse, by index; None if over-long.
-
-    Args:
-        scorer: The scorer.
-        conversations: All conversations passed to it.
-        error: The error that it raised. If it contains the rewards, they are not computed again.
-    """
-    if error.finished is not None:
-        return dict(error.finished)
-    kept = [place for place in range(len(conversations)) if place not in error.reasons]
+def unrefused_rewards(scorer: Scorer, conversations: Sequence[Conversation]) -> dict[int, float | None]:
+    """Return the rewards of the conversations that a scorer does not refuse, by index; None if over-long."""
+    try:
+        return dict(enumerate(scorer.score(conversations)))
+    except RefusedError as error:
+        if error.finished is not None:
+            return dict(error.finished)
+        kept = [place for place in range(len(conversations)) if place not in error.reasons]
     rewards = scorer.score([conversations[place] for place in kept]) if kept else []
     return dict(zip(kept, rewards, strict=True))
 

@@ -12,7 +12,7 @@ from hafrm import atomic
 from hafrm.data.simulated import simulated_reward_name
 from hafrm.errors import DataError
 from hafrm.evaluation.parts import PARTS, Part
-from hafrm.evaluation.scoring import scored_chunks, split_outcomes
+from hafrm.evaluation.scoring import scored_chunks
 from hafrm.judging.judges import ranks_of
 from hafrm.judging.options import Budget
 from hafrm.models.options import ScoreOptions, ScorerChoice
@@ -146,8 +146,8 @@ class _Job:
         def progress(done: int) -> None:
             self.progress(name, before + done)
 
-        for row, outcomes in scored_chunks(scorer, rows, on_bad_row=on_bad_row, progress=progress):
-            yield CandidateScore(name, row.id, *split_outcomes(outcomes))
+        for row, rewards, unscored in scored_chunks(scorer, rows, on_bad_row=on_bad_row, progress=progress):
+            yield CandidateScore(name, row.id, rewards, unscored)
 
 
 def _scored_rows(

@@ -17,12 +17,12 @@ from transformers import AutoConfig, PreTrainedConfig
 from hafrm import atomic
 from hafrm.data import PromptRow, Prompts, load_prompts
 from hafrm.errors import BadRowReason, ConfigError, DataError, ModelError
-from hafrm.evaluation.scoring import OVERLONG
 from hafrm.models.checkpoints import load_run
 from hafrm.models.generating import prompt_lengths
 from hafrm.models.hybrid import max_positions
 from hafrm.models.identity import model_identity
 from hafrm.models.options import ScorerChoice, chat_template
+from hafrm.models.remote import OVERLONG
 from hafrm.models.runinfo import is_run
 from hafrm.models.stock import load_causal_lm, loading
 from hafrm.models.tokenizers import load_tokenizer, resize_embeddings

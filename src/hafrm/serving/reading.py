@@ -14,11 +14,9 @@ from dataclasses import dataclass, replace
 from hafrm.encoding import ConversationEncoder, OverlongError, TokenGroup, common_prefix
 from hafrm.errors import BadRowReason, printable
 from hafrm.frame import frame_of
+from hafrm.models.remote import OVERLONG
 from hafrm.pairs import Conversation, Prompt
 from hafrm.templates import TemplateRefusalError
-
-OVERLONG = "overlong"
-"""Why a text over the model's limit has no reward."""
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,8 @@ from pathlib import Path
 
 from hafrm.errors import ConfigError, MissingExtraError, printable
 from hafrm.http import api_key
+from hafrm.models.remote import API_KEY
 from hafrm.serving.config import ServeConfig, is_loopback
-
-API_KEY = "HAFRM_API_KEY"
-"""The environment variable with the key that clients must send."""
 
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 _FILES_RESERVED = 64  # open files for everything except connections

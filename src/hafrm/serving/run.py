@@ -30,11 +30,8 @@ def serve(config: ServeConfig) -> None:
     if missing:
         raise MissingExtraError(f"hafrm serve needs {', '.join(missing)}: pip install 'hafrm[serve]'")
     key = api_key(API_KEY) or None
-    listener = _listen(config.host, config.port)
-    try:
+    with _listen(config.host, config.port) as listener:
         _serve(config, listener, key)
-    finally:
-        listener.close()
 
 
 def _serve(config: ServeConfig, listener: socket.socket, key: str | None) -> None:

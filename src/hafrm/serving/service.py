@@ -104,7 +104,7 @@ class ServedModel:
         )
         reader = Reader(scorer.encoder, stop_tokens(source))
         self.readers = {"small": reader, "large": reader.copy()}
-        self.bare_response = reader.bare_response
+        self.bare_response = reader.frame.without_stop
 
     @property
     def max_length(self) -> int:

@@ -22,6 +22,9 @@ from hafrm.rows import Row
 _SIZES: dict[Mode, tuple[int, ...]] = {"pair": (2,), "rank": (4, 8)}
 _LABELS = ("chosen", "rejected")
 
+SAMPLES_FILE = "samples.jsonl"
+"""The file of responses in a folder of `hafrm sample`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
@@ -98,7 +101,7 @@ def load_joined(ours: str, theirs: str, options: ReadOptions) -> Items:
     Raises:
         DataError: there is no prompt that both answered.
     """
-    places = [Path(name) / _SAMPLES if Path(name).is_dir() else Path(name) for name in (ours, theirs)]
+    places = [Path(name) / SAMPLES_FILE if Path(name).is_dir() else Path(name) for name in (ours, theirs)]
     names = [path.parent.name or str(path) for path in places]
     if names[0] == names[1]:
         names = list(map(str, places))
@@ -118,9 +121,6 @@ def load_joined(ours: str, theirs: str, options: ReadOptions) -> Items:
     if not found.items:
         raise nothing_left(f"{ours} and {theirs}", "is no prompt that both answer", reports)
     return found
-
-
-_SAMPLES = "samples.jsonl"
 
 
 def _first_of_samples(reader: Row) -> Item | Drop:

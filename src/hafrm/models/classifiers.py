@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from hafrm.errors import ModelError
-from hafrm.models.heads import SCORE, SavedHead, architectures, stock_classifier, unknown_head
+from hafrm.models.heads import SCORE, SavedHead, architectures, is_classifier, stock_classifier, unknown_head
 from hafrm.models.scorers import StockScorer
 from hafrm.models.sources import adapter_source, find_file, read_config, root_model
 from hafrm.models.stock import attach_adapters, load_whole, loading
@@ -161,9 +161,8 @@ def load_classifier(
     root = root_model(model)
     with loading(kind, root):
         config = AutoConfig.from_pretrained(root, trust_remote_code=trust_remote_code)
-    classes = architectures(model)
     plain = head is not None and head.weight is not None
-    if not plain and not any("SequenceClassification" in name for name in classes):
+    if not plain and not is_classifier(model):
         if head is not None:
             raise _unreadable(model, head)
         if found := unknown_head(model):
@@ -172,7 +171,7 @@ def load_classifier(
                 "score with it."
             )
         raise ModelError(
-            f"{model} is not a reward model: {', '.join(classes) or 'unknown architecture'}. Use a run of "
+            f"{model} is not a reward model: {', '.join(architectures(model)) or 'unknown architecture'}. Use a run of "
             "hafrm, a sequence classifier, or a causal model with `--head policy --reference MODEL`."
         )
     if not plain and config.num_labels != 1:

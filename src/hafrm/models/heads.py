@@ -138,7 +138,7 @@ def find_head(model: str, *, trust_remote_code: bool = False) -> SavedHead | Non
     saved = SavedWeights(model)
     known = [prefix + name for prefix in ("", _UNDER) for name in (SCORE, *_VALUE_HEADS)]
     found = next((name for name in known if len(saved.shapes.get(name, ())) in (1, 2)), None)
-    if found is None and _is_classifier(model):
+    if found is None and is_classifier(model):
         config = AutoConfig.from_pretrained(root_model(model), trust_remote_code=trust_remote_code)
         stock = stock_classifier(config)
         found = stock.head if stock is not None and stock.head in saved.shapes else None
@@ -178,7 +178,8 @@ def _layered(saved: SavedWeights) -> SavedHead | None:
     return SavedHead(names[-2], saved.file_of(names[-2]), weight, bias.double().item(), names, hidden=tuple(hidden))
 
 
-def _is_classifier(model: str) -> bool:
+def is_classifier(model: str) -> bool:
+    """Return whether a model was saved as a stock sequence classifier."""
     return any("SequenceClassification" in name for name in architectures(model))
 
 

@@ -13,6 +13,7 @@ from hafrm.data.simulated import simulated_reward_name
 from hafrm.errors import DataError
 from hafrm.evaluation.parts import PARTS, Part
 from hafrm.evaluation.scoring import scored_chunks
+from hafrm.judging.endpoint import require_askable
 from hafrm.judging.judges import ranks_of
 from hafrm.judging.options import Budget
 from hafrm.models.options import ScoreOptions, ScorerChoice
@@ -135,8 +136,8 @@ class _Job:
         part = Part(Path(self.config.out), name, _SAMPLES, depends_on, ids, CandidateScore, "prompts")
         scores = part.resume(self.say, on_bad_row=self.config.data_options.on_bad_row)
         if missing := self.found.rows[len(scores) :]:
-            if self.judge_runs is not None:
-                self.judge_runs.require_askable()  # reports a missing key before hours of scoring
+            if self.config.judge is not None and self.config.judge.kind == "openai":
+                require_askable(self.config.judge)  # reports a missing key before hours of scoring
             scores = scores + part.extend(self._score(name, load_reward(*scorer), missing, len(scores)))
         return {score.id: score for score in scores}
 

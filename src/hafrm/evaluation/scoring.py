@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from hafrm.data import OnBadRow
 from hafrm.errors import BadRowError, BadRowReason, ModelError, RefusedError
@@ -198,6 +198,14 @@ def response_length(response: Sequence[Message]) -> int:
 def write_scores(scores: Iterable[RawScore], path: Path) -> None:
     """Write scores as JSON lines, atomically."""
     LineFile(path).replace(asdict(score) for score in scores)  # type: ignore[call-overload]
+
+
+def write_or_remove(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write rows as JSON lines, atomically, or delete an earlier file if there are none."""
+    if rows:
+        LineFile(path).replace(rows)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def read_scores(path: Path) -> list[PairScore]:

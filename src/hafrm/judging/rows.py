@@ -35,7 +35,7 @@ class Item:
     group: str
     prompt: Prompt
     responses: tuple[Response, ...]
-    models: tuple[str, ...]
+    models: tuple[str, ...] = ()
     """Names of the responses in results: their models, or their positions."""
     labelled: bool = False
     """Whether the first response is known to be the better one."""
@@ -130,13 +130,16 @@ def _first_of_samples(reader: Row) -> Item | Drop:
     (first, *_) = reader.responses("Give at least one response.", bool)
     if not any(message.text.strip() for message in first):
         return Drop("empty_response")
+    return _item_of(reader, [first])
+
+
+def _item_of(reader: Row, responses: Iterable[Response]) -> Item:
     prompt = reader.prompt()
     return Item(
         id=f"{reader.source}:{reader.number}",
         group=reader.string_or_none("group") or prompt_group(prompt),
         prompt=prompt,
-        responses=(first,),
-        models=(),
+        responses=tuple(responses),
     )
 
 
@@ -157,14 +160,7 @@ def _item(mode: Mode, reader: Row) -> Item:
     responses = reader.responses(f"--mode {mode} takes {' or '.join(map(str, sizes))}{others}.", sizes.__contains__)
     for place, response in enumerate(responses):
         reader.check_response(f"responses[{place}]", response)
-    prompt = reader.prompt()
-    return Item(
-        id=f"{reader.source}:{reader.number}",
-        group=reader.string_or_none("group") or prompt_group(prompt),
-        prompt=prompt,
-        responses=tuple(responses),
-        models=_models(reader, len(responses)),
-    )
+    return replace(_item_of(reader, responses), models=_models(reader, len(responses)))
 
 
 def _models(reader: Row, count: int) -> tuple[str, ...]:

@@ -106,7 +106,7 @@ def _load_here(model: str, choice: ScorerChoice, options: ScoreOptions) -> Score
     policy = _policy_only(model, tokenizer, options.torch_dtype(), trust_remote_code=trust_remote_code)
     base = _policy_only(reference, tokenizer, policy.stock_lm.dtype, trust_remote_code=trust_remote_code)
     encoder = _encoder(tokenizer, policy.config, options)
-    return _hybrid_scorer(policy, base, tokenizer, encoder, options, (0.0, 0.1))
+    return _hybrid_scorer(policy, base, encoder, options, (0.0, 0.1))
 
 
 def load_log_prob_scorer(
@@ -141,7 +141,7 @@ def load_log_prob_scorer(
         policy = _policy_only(model, tokenizer, options.torch_dtype(), trust_remote_code=trust_remote_code)
     encoder = _encoder(tokenizer, policy.config, options, max_length=512 if per_token else 4096)
     kind = HybridScorer if per_token else LogProbScorer
-    return _hybrid_scorer(policy, None, tokenizer, encoder, options, (0.0, 1.0), kind=kind)
+    return _hybrid_scorer(policy, None, encoder, options, (0.0, 1.0), kind=kind)
 
 
 def _load_run_scorer(folder: Path, choice: ScorerChoice, options: ScoreOptions) -> Scorer:
@@ -154,7 +154,7 @@ def _load_run_scorer(folder: Path, choice: ScorerChoice, options: ScoreOptions) 
         raise ConfigError(f"score.pessimism: {folder} {_NO_SPREAD}")
     encoder = _encoder(tokenizer, model.config, options, max_length=info.max_length, overlong=info.overlong)
     if head == "reward":
-        return _hybrid_scorer(model, None, tokenizer, encoder, options, (1.0, 0.0))
+        return _hybrid_scorer(model, None, encoder, options, (1.0, 0.0))
     weights = (0.0, info.beta)
     if head == "combined":
         weight = choice.combined_weight if choice.combined_weight is not None else info.combined_weight
@@ -165,7 +165,7 @@ def _load_run_scorer(folder: Path, choice: ScorerChoice, options: ScoreOptions) 
             )
         weights = (1.0, weight * info.beta)
     reference = _run_reference(folder, info, choice, tokenizer, model)
-    return _hybrid_scorer(model, reference, tokenizer, encoder, options, weights)
+    return _hybrid_scorer(model, reference, encoder, options, weights)
 
 
 def _run_reference(
@@ -206,7 +206,6 @@ def _run_reference(
 def _hybrid_scorer(
     model: HybridModel,
     reference: HybridModel | None,
-    tokenizer: Any,
     encoder: ConversationEncoder,
     options: ScoreOptions,
     weights: tuple[float, float],
@@ -218,7 +217,7 @@ def _hybrid_scorer(
     Raises:
         ModelError: log-probs are needed, and hafrm's differ from the model's own.
     """
-    pad = tokenizer.pad_token_id
+    pad = cast(Any, encoder.tokenizer).pad_token_id
     reward_weight, ratio_weight = weights
     parts = [part.to(options.torch_device()) for part in (model, reference) if part is not None]
     if ratio_weight:
@@ -271,7 +270,7 @@ def _load_foreign_scorer(model: str, options: ScoreOptions, *, trust_remote_code
     if head is not None and (not has_stock_class(model, head, trust_remote_code=trust_remote_code) or exported):
         policy = _policy_only(model, tokenizer, options.torch_dtype(), trust_remote_code=trust_remote_code, head=head)
         encoder = _encoder(tokenizer, policy.config, options)
-        return _hybrid_scorer(policy, None, tokenizer, encoder, options, (1.0, 0.0))
+        return _hybrid_scorer(policy, None, encoder, options, (1.0, 0.0))
     classifier = load_classifier(model, options.torch_dtype(), head, trust_remote_code=trust_remote_code)
     resize_embeddings(classifier, tokenizer)
     return _classifier_scorer(StockScorer, classifier, tokenizer, pad_of_classifier(classifier, tokenizer), options)

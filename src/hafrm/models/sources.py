@@ -174,28 +174,24 @@ class SavedWeights:
     def __init__(self, model: str) -> None:
         self.model = model
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self._files: dict[str, Path] = {}
+        self.files: dict[str, Path] = {}
         for path in _weight_files(model):
             try:
                 with safe_open(path, "pt") as file:
                     for name in file.keys():  # noqa: SIM118 (not a mapping)
                         plain = name.removeprefix("base_model.model.")
                         self.shapes[plain] = tuple(file.get_slice(name).get_shape())
-                        self._files[plain] = path
+                        self.files[plain] = path
             except (OSError, SafetensorError) as error:
                 raise ModelError(f"{path} can't be read ({first_line(error)}). Restore it from a copy.") from error
 
     def read(self, name: str) -> Tensor:
         """Read a weight's values, on the CPU."""
-        path = self._files[name]
+        path = self.files[name]
         with safe_open(path, "pt") as file:
             found = name if name in file.keys() else f"base_model.model.{name}"  # noqa: SIM118 (not a mapping)
             tensor: Tensor = file.get_tensor(found)
         return tensor
-
-    def file_of(self, name: str) -> Path:
-        """Return the file of a weight."""
-        return self._files[name]
 
 
 def _weight_files(model: str) -> Iterator[Path]:

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from hafrm.data import OnBadRow
-from hafrm.errors import BadRowError, BadRowReason, ModelError, RefusedError
-from hafrm.models.remote import OVERLONG
-from hafrm.models.scorers import Scorer, unrefused_rewards
+from hafrm.errors import BadRowError, ModelError, RefusedError
+from hafrm.models.scorers import Scorer, rewards_or_reasons
 from hafrm.pairs import Conversation, Message, PreferencePair
 from hafrm.store import LineFile, parsed_lines
 
@@ -110,21 +109,16 @@ def score_conversations(
         BadRowError: a conversation is refused, and bad rows are not skipped.
         ModelError: a reward is not finite.
     """
-    if on_bad_row == "skip":
-        scores = unrefused_rewards(scorer, conversations)
-    else:
-        try:
-            scores = dict(enumerate(scorer.score(conversations)))
-        except RefusedError as error:
-            first = min(error.reasons)
-            source, row = rows[first]
-            raise BadRowError.refused(error.reasons[first], source=source, row=row, remedy=error.remedy) from error
-    for place, reward in scores.items():
-        if reward is not None and not math.isfinite(reward):
-            source, row = rows[place]
-            raise ModelError(f"{source}, row {row}: the reward is {reward}. The weights are damaged or too large.")
-    found = {place: OVERLONG if reward is None else reward for place, reward in scores.items()}
-    return [found.get(place, BadRowReason.REFUSED_BY_TEMPLATE.value) for place in range(len(conversations))]
+    try:
+        outcomes = rewards_or_reasons(scorer, conversations, skip=on_bad_row == "skip")
+    except RefusedError as error:
+        first = min(error.reasons)
+        source, row = rows[first]
+        raise BadRowError.refused(error.reasons[first], source=source, row=row, remedy=error.remedy) from error
+    for (source, row), outcome in zip(rows, outcomes, strict=True):
+        if not isinstance(outcome, str) and not math.isfinite(outcome):
+            raise ModelError(f"{source}, row {row}: the reward is {outcome}. The weights are damaged or too large.")
+    return outcomes
 
 
 def split_outcomes(outcomes: Iterable[float | str]) -> tuple[list[float | None], str]:

@@ -31,7 +31,7 @@ from hafrm.models.options import Head, ScoreOptions, ScorerChoice, require_plain
 from hafrm.models.references import weights_digest
 from hafrm.models.remote import RemoteScorer, is_server
 from hafrm.models.runinfo import RunInfo, is_run, require_as_saved
-from hafrm.models.scorers import HybridScorer, LogProbScorer, Scorer, StockScorer
+from hafrm.models.scorers import HybridScorer, Scorer, StockScorer
 from hafrm.models.sources import require_place
 from hafrm.models.stock import ONE_THREAD, load_causal_lm, with_lm_head
 from hafrm.models.tokenizers import load_tokenizer, require_same_tokenizer, resize_embeddings
@@ -140,8 +140,7 @@ def load_log_prob_scorer(
     else:
         policy = _policy_only(model, tokenizer, options.torch_dtype(), trust_remote_code=trust_remote_code)
     encoder = _encoder(tokenizer, policy.config, options, max_length=512 if per_token else 4096)
-    kind = HybridScorer if per_token else LogProbScorer
-    return _hybrid_scorer(policy, None, encoder, options, (0.0, 1.0), kind=kind)
+    return _hybrid_scorer(policy, None, encoder, options, (0.0, 1.0), summed=not per_token)
 
 
 def _load_run_scorer(folder: Path, choice: ScorerChoice, options: ScoreOptions) -> Scorer:
@@ -210,7 +209,7 @@ def _hybrid_scorer(
     options: ScoreOptions,
     weights: tuple[float, float],
     *,
-    kind: type[HybridScorer] = HybridScorer,
+    summed: bool = False,
 ) -> HybridScorer:
     """Build a scorer on the options' device; rows are packed if all its models support that.
 
@@ -230,8 +229,15 @@ def _hybrid_scorer(
         for part in parts
     ]
     layout = replace(layouts[0], packed=all(layout.packed for layout in layouts))
-    return kind(
-        model, encoder, layout, options, reward_weight=reward_weight, ratio_weight=ratio_weight, reference=reference
+    return HybridScorer(
+        model,
+        encoder,
+        layout,
+        options,
+        reward_weight=reward_weight,
+        ratio_weight=ratio_weight,
+        reference=reference,
+        summed=summed,
     )
 
 

@@ -219,10 +219,16 @@ def _parts(model: str, index: Path) -> Iterator[Path]:
         yield path
 
 
+def owner_of(model: str, file: str) -> str:
+    """Return a model that consists of adapters if it has this file, or else their base; any other model itself."""
+    while (adapters := adapter_source(model)) is not None and find_file(model, file) is None:
+        model = adapters.base
+    return model
+
+
 def stop_tokens(model: str) -> list[int]:
     """Return distinct ids of stop tokens in a model's configs, if any; adapters without configs use their base's."""
-    while (adapters := adapter_source(model)) is not None and find_file(model, "config.json") is None:
-        model = adapters.base
+    model = owner_of(model, "config.json")
     found: dict[int, None] = {}
     for name in ("generation_config.json", "config.json"):
         path = find_file(model, name)

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -152,10 +151,12 @@ def load_causal_lm(
             missing one is set to zero (see `with_lm_head`).
         **kwargs: Further arguments of `from_pretrained`.
     """
-    load = partial(load_causal_lm, trust_remote_code=trust_remote_code, lm_head=lm_head, **kwargs)
     if (adapters := adapter_source(model)) is not None:
         require_as_saved(model)
-        return _load_merged(adapters, load, dtype)
+        base = load_causal_lm(
+            adapters.base, dtype=dtype, trust_remote_code=trust_remote_code, lm_head=lm_head, **kwargs
+        )
+        return _merged(base, adapters)
     loaded = load_whole(
         AutoModelForCausalLM,
         model,
@@ -180,11 +181,8 @@ def require_decoder(causal_lm: PreTrainedModel, model: str) -> None:
         )
 
 
-def _load_merged(
-    adapters: AdapterSource, load: Callable[..., PreTrainedModel], dtype: torch.dtype | None
-) -> PreTrainedModel:
+def _merged(base: PreTrainedModel, adapters: AdapterSource) -> PreTrainedModel:
     """Merge adapters, without a reward head, into their base in at least float32; round to the original dtype."""
-    base = load(adapters.base, dtype=dtype)
     rounded = base.dtype
     cast(nn.Module, base).to(torch.promote_types(rounded, torch.float32))
     with loading("adapters", str(adapters.folder)):

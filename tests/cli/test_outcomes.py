@@ -46,6 +46,17 @@ def test_evaluate_says_what_share_has_no_reward(run: Path, tmp_path: Path, capfd
     assert "1 of 4 rows unscored: 1 over the length limit (--score.max_length" in said
 
 
+def test_folders_are_named_as_they_are(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A part of a path in brackets could be taken for markup of the terminal."""
+    data = pairs_file(tmp_path / "pairs.jsonl", long=0, short=3)
+    for command in (
+        ["evaluate", str(run), "--data", data, "--out", str(tmp_path / "[scores]")],
+        ["export", str(run), "--out", str(tmp_path / "[heads]")],
+    ):
+        assert main(command) == 0
+        assert command[-1] in capfd.readouterr().out
+
+
 def test_a_calibration_that_fits_nothing_says_so(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data = pairs_file(tmp_path / "some.jsonl", long=0, short=3)
     calibration = pairs_file(tmp_path / "long.jsonl", long=2, short=0)

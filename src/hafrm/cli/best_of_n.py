@@ -17,7 +17,7 @@ parser = parser_of(BestOfNConfig, positional="models", lists=("models",))
 def run(args: Namespace) -> None:
     """Score candidates, select, run the judge, print the tables, and write the page."""
     config = options_of(BestOfNConfig, parser(), args, models=("models", "reference"))
-    from hafrm.cli.printing import print_findings
+    from hafrm.cli.printing import print_findings, say
     from hafrm.report.best_of_n import best_of_n_findings
     from hafrm.report.findings import write_findings
     from hafrm.sampling.best_of_n import best_of_n
@@ -28,4 +28,4 @@ def run(args: Namespace) -> None:
     findings = best_of_n_findings(found.results)
     page = write_findings(findings, Path(config.out))
     print_findings(findings, console)
-    console.print(f"Selections, results and a page to look at: {page}", highlight=False, soft_wrap=True)
+    say(console, f"Selections, results and a page to look at: {page}")

@@ -167,15 +167,15 @@ def _say_next(console: Console, out: Path) -> None:
     from hafrm.report.page import PAGE_FILE
     from hafrm.report.verdict import verdicts
 
-    weight = RunInfo.load(out / "haf").combined_weight
+    weight, shown = RunInfo.load(out / "haf").combined_weight, escape(str(out))
     combined = (
         f"HAF's two heads together (log-ratio weight {weight:.2f}, fitted on validation pairs): "
-        f"hafrm evaluate {out}/haf --head combined --data world/helpful --out {out}/combined\n"
+        f"hafrm evaluate {shown}/haf --head combined --data world/helpful --out {shown}/combined\n"
         if weight is not None
         else ""
     )
     console.print(
-        f"\nThe models: {out}/haf, {out}/baseline, {out}/dpo. They load in transformers without custom code.\n"
+        f"\nThe models: {shown}/haf, {shown}/baseline, {shown}/dpo. They load in transformers without custom code.\n"
         f"{combined}\n"
         "Your own data: files of JSON lines with prompt, chosen and rejected, whose prompts differ. Then\n"
         "  hafrm data check TRAIN --against VALID TEST\n"
@@ -187,5 +187,5 @@ def _say_next(console: Console, out: Path) -> None:
         console.print(f"[bold]{escape(line)}[/bold]")
     console.print(
         "This is one seed of one small model: another seed or processor can move each accuracy by a few points.\n"
-        f"The page with every pair: {out / EVALUATION / PAGE_FILE}"
+        f"The page with every pair: {escape(str(out / EVALUATION / PAGE_FILE))}"
     )

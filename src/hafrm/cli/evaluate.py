@@ -29,7 +29,7 @@ def run_evaluation(config: EvaluateConfig, console: Console, intro: str = "") ->
 
     `intro` is a paragraph for the page. Progress goes to standard error.
     """
-    from hafrm.cli.printing import print_evaluation
+    from hafrm.cli.printing import print_evaluation, say
     from hafrm.evaluation.results import shortfalls
     from hafrm.evaluation.run import evaluate, load_sets, readings
     from hafrm.report.loading import read_evaluation
@@ -52,5 +52,5 @@ def run_evaluation(config: EvaluateConfig, console: Console, intro: str = "") ->
     for text in shortfalls(results):
         line.say(text)
     print_evaluation(read_evaluation(folder), console)
-    console.print(f"Scores, results and a page to look at: {page}", highlight=False, soft_wrap=True)
+    say(console, f"Scores, results and a page to look at: {page}")
     return page

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from jsonargparse import Namespace
-from rich.console import Console
 
 from hafrm.cli.options import options_of, parser_of
 from hafrm.models.options import ExportConfig
@@ -16,6 +15,5 @@ def run(args: Namespace) -> None:
     config = options_of(ExportConfig, parser(), args, models=("run",))
     from hafrm.models.export import export
 
-    console = Console()
     for folder in export(config):
-        console.print(f"wrote {folder}", highlight=False)
+        print(f"wrote {folder}")  # noqa: T201

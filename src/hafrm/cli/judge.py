@@ -29,6 +29,7 @@ def run(args: Namespace) -> None:
         raise ConfigError(f"data: {', '.join(files)}: judge a file, or compare two models' samples.")
     args.data, args.against = files[0], files[1] if len(files) == 2 else args.against
     config = options_of(JudgeConfig, parser(), args, data=("data",))
+    from hafrm.cli.printing import say
     from hafrm.judging.run import RESULTS_FILE, judge_rows
     from hafrm.judging.verdicts import nothing_judged
 
@@ -39,8 +40,8 @@ def run(args: Namespace) -> None:
         )
     console.print(_table(results))
     for text in _lines(results):
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"Verdicts and results: {config.out}/{RESULTS_FILE}", markup=False, highlight=False, soft_wrap=True)
+        say(console, text)
+    say(console, f"Verdicts and results: {config.out}/{RESULTS_FILE}")
     if not results["judged"]:
         raise ModelError(nothing_judged(results))
 

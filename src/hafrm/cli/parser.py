@@ -88,8 +88,10 @@ class _Formatter(DefaultHelpFormatter):
         self, usage: str | None, actions: Iterable[argparse.Action], groups: Any, prefix: str | None = None
     ) -> None:
         if usage is None and prefix is None:  # a prefix other than argparse's own: the name of a subcommand
-            needed = sorted((each for each in actions if each.required or not each.option_strings), key=_is_option)
-            usage = " ".join(["%(prog)s", *map(_written_argument, needed), "[options]"])
+            actions = list(actions)
+            positional = [each for each in actions if not each.option_strings]
+            required = [each for each in actions if each.option_strings and each.required]
+            usage = " ".join(["%(prog)s", *map(_written_argument, positional + required), "[options]"])
         super().add_usage(usage, actions, groups, prefix)
 
 
@@ -277,10 +279,6 @@ def training_fields() -> tuple[str, ...]:
     (found,) = (each for each in body if isinstance(each, ast.ClassDef) and each.name == "TrainingArguments")
     fields_of = (each.target for each in found.body if isinstance(each, ast.AnnAssign))
     return tuple(target.id for target in fields_of if isinstance(target, ast.Name))
-
-
-def _is_option(action: argparse.Action) -> bool:
-    return bool(action.option_strings)
 
 
 def _written_argument(action: argparse.Action) -> str:

@@ -29,12 +29,9 @@ def run(args: Namespace) -> None:
     errors = Console(stderr=True)
     recipe = pretrain(config, lambda line: errors.print(line, markup=False, highlight=False, soft_wrap=True))
     atomic.write_text(Path(config.out) / _LOSSES_PICTURE, standalone(loss_curves(recipe)))
-    Console().print(
+    print(  # noqa: T201
         f"{recipe['parameters']:,} parameters, {recipe['tokens']:,} tokens, perplexity {recipe['perplexity']:.2f} on "
-        f"held-out text. The model is in {config.out}, its losses in {RECIPE_FILE} "
-        f"and {_LOSSES_PICTURE}.",
-        highlight=False,
-        soft_wrap=True,
+        f"held-out text. The model is in {config.out}, its losses in {RECIPE_FILE} and {_LOSSES_PICTURE}."
     )
 
 

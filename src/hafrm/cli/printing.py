@@ -29,7 +29,7 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
     for suite in suite_tables(evaluation):
         console.print(_grid(suite.title, suite.scores, evaluation))
         for note in suite.notes:
-            _say(console, note)
+            say(console, note)
     if rows := list(_comparisons(evaluation)):
         table = Table(
             title="Differences in accuracy, paired",
@@ -41,18 +41,18 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
             table.add_row(*row)
         console.print(table)
     for line in verdicts(evaluation):
-        _say(console, line)
+        say(console, line)
 
 
 def _print_accuracies(evaluation: Evaluation, console: Console) -> None:
     worded = accuracy_table(evaluation)
     console.print(_grid("Accuracy", worded, evaluation))
     if worded.note:
-        _say(console, worded.note)
+        say(console, worded.note)
     if worded.few:
         names = short_names(evaluation.data)
         listed = ", ".join(names[data] for data in worded.few)
-        _say(
+        say(
             console,
             f"No interval and no p on {listed}: pairs from fewer than {FEWEST_GROUPS} prompts can't be resampled.",
         )
@@ -85,7 +85,7 @@ def print_findings(findings: Findings, console: Console) -> None:
     """Print the findings of an experiment: conclusions, tables and notes."""
     console.print(Text(findings.title, style="bold"))
     for text in (findings.intro, *(f"- {_styled(each)}" for each in findings.statements)):
-        _say(console, text)
+        say(console, text)
     for found in all_tables(findings):
         console.print(Text(f"\n{found.title}", style="italic"), soft_wrap=True)
         table = Table()
@@ -95,7 +95,7 @@ def print_findings(findings: Findings, console: Console) -> None:
             table.add_row(*map(_styled, row))
         console.print(table)
     for note in findings.notes:
-        _say(console, f"- {_styled(note)}")
+        say(console, f"- {_styled(note)}")
 
 
 def _styled(cell: Cell) -> Text:
@@ -113,5 +113,6 @@ def _styled(cell: Cell) -> Text:
     return text
 
 
-def _say(console: Console, line: str) -> None:
+def say(console: Console, line: str) -> None:
+    """Print a line as it is, without markup and line breaks."""
     console.print(line, markup=False, highlight=False, soft_wrap=True)

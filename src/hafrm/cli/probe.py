@@ -57,7 +57,7 @@ def run(args: Namespace) -> None:
 
 
 def _probe(config: ProbeCommand) -> None:
-    from hafrm.cli.printing import print_findings
+    from hafrm.cli.printing import print_findings, say
     from hafrm.evaluation.probes import probe
     from hafrm.report.findings import write_findings
     from hafrm.report.probes import probe_findings
@@ -71,7 +71,7 @@ def _probe(config: ProbeCommand) -> None:
     console = Console(highlight=False, soft_wrap=True)
     print_findings(findings, console)
     if config.out is not None:
-        console.print(f"Numbers, table and a page: {write_findings(findings, Path(config.out))}")
+        say(console, f"Numbers, table and a page: {write_findings(findings, Path(config.out))}")
 
 
 def _of_judge(config: ProbeConfig, options: JudgeOptions) -> list[Any]:

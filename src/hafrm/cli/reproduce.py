@@ -307,13 +307,13 @@ def run(args: Namespace) -> None:
 
 
 def _write(findings: Findings, folder: Path, config: ReproduceConfig, shown: Console) -> None:
-    from hafrm.cli.printing import print_findings
+    from hafrm.cli.printing import print_findings, say
     from hafrm.paper.publishing import publish
     from hafrm.report.findings import write_findings
 
     page = write_findings(findings, folder)
     print_findings(findings, shown)
-    shown.print(f"Numbers, table, figures and a page: {page}")
+    say(shown, f"Numbers, table, figures and a page: {page}")
     if config.publish is not None:
         for path in publish(dict(findings.results), Path(config.publish), config.page):
-            shown.print(f"published: {path}")
+            say(shown, f"published: {path}")

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jsonargparse import Namespace
-from rich.console import Console
 
 from hafrm import atomic
 from hafrm.cli.options import options_of, parser_of
@@ -60,11 +59,8 @@ def run(args: Namespace) -> None:
 
         result = rlhf(config, progress=progress, say=line.say)
     pictures = " and ".join(write_curves(result.folder))
-    Console().print(
-        f"The policy after {result.steps} steps is in {result.folder}, its curves in {METRICS_FILE}, {pictures}.",
-        highlight=False,
-        soft_wrap=True,
-    )
+    done = f"The policy after {result.steps} steps is in {result.folder}"
+    print(f"{done}, its curves in {METRICS_FILE}, {pictures}.")  # noqa: T201
 
 
 def write_curves(folder: Path) -> list[str]:

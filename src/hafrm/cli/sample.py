@@ -16,8 +16,8 @@ parser = parser_of(SampleConfig, positional="model", lists=("data",))
 def run(args: Namespace) -> None:
     """Sample, and print the numbers of drawn and missing responses."""
     config = options_of(SampleConfig, parser(), args, data=("data",))
+    from hafrm.judging.rows import SAMPLES_FILE
     from hafrm.sampling.run import sample
-    from hafrm.sampling.samples import SAMPLES_FILE
 
     with ProgressLine("loading") as line:
         made = sample(

@@ -21,10 +21,10 @@ def run(args: Namespace) -> None:
 
     result = train_with_page(config)
     processes = PartialState()
-    console = Console(quiet=not processes.is_main_process)
+    console = Console(quiet=not processes.is_main_process, markup=False, highlight=False, soft_wrap=True)
     accuracy = result.metrics.get("eval_rewards/accuracies")
     validation = f", validation accuracy {accuracy:.3f}" if accuracy is not None else ""
-    console.print(f"Trained {result.steps} steps{validation}. The model is in {result.folder}.", highlight=False)
-    console.print(f"Its curves: {result.folder / PAGE_FILE}", highlight=False)
-    console.print(f"Next: hafrm evaluate {result.folder} --data TEST --out eval", highlight=False)
+    console.print(f"Trained {result.steps} steps{validation}. The model is in {result.folder}.")
+    console.print(f"Its curves: {result.folder / PAGE_FILE}")
+    console.print(f"Next: hafrm evaluate {result.folder} --data TEST --out eval")
     processes.destroy_process_group()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ from hafrm.evaluation.scoring import (
     SCORES_FILE,
     Kind,
     PairScore,
-    RawScore,
     Scorable,
     score_pairs,
+    write_or_remove,
     write_scores,
 )
 from hafrm.evaluation.suites import ItemSet, ListScore, load_suite, summarise_suite
@@ -141,8 +141,8 @@ def _evaluate(
     (folder / RESULTS_FILE).unlink(missing_ok=True)  # stale results must not appear next to new scores
     write_scores(evaluated, folder / SCORES_FILE)
     write_tokens(folder, tokens)
-    _write_or_remove(calibrating, folder / CALIBRATION_FILE)
-    _write_or_remove(lists, folder / SUITES_FILE)
+    write_or_remove(list(map(asdict, calibrating)), folder / CALIBRATION_FILE)
+    write_or_remove(list(map(asdict, lists)), folder / SUITES_FILE)
     atomic.write_json(folder / RESULTS_FILE, results.as_dict())
     return results
 
@@ -169,13 +169,6 @@ def _score(
         for name, items in suites.items():
             lists += job.scores(name, items.reports, items.items, score_items, ListScore, "prompts")
     return scores, lists
-
-
-def _write_or_remove(scores: Sequence[RawScore], path: Path) -> None:
-    if scores:
-        write_scores(scores, path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _load_calibration(config: EvaluateConfig, sets: Mapping[str, PairSet]) -> dict[str, PairSet]:

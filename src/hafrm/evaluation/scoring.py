@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from hafrm.data import OnBadRow
-from hafrm.errors import BadRowError, BadRowReason, ModelError, RefusedError
-from hafrm.models.scorers import Scorer, rewards_of_the_rest
+from hafrm.errors import BadRowError, ModelError, RefusedError
+from hafrm.models.scorers import Scorer, rewards_or_reasons
 from hafrm.pairs import Conversation, Message, PreferencePair
 from hafrm.store import LineFile, parsed_lines
 
 SCORES_FILE = "scores.jsonl"
 RESULTS_FILE = "results.json"
-
-OVERLONG = "overlong"
-"""Why a conversation over the model's limit has no reward."""
 
 CHUNK = 512
 """Pairs scored at a time. A scorer orders them by length, so the last bits of a reward depend on its chunk."""
@@ -113,19 +110,15 @@ def score_conversations(
         ModelError: a reward is not finite.
     """
     try:
-        scores = dict(enumerate(scorer.score(conversations)))
+        outcomes = rewards_or_reasons(scorer, conversations, skip=on_bad_row == "skip")
     except RefusedError as error:
-        if on_bad_row == "error":
-            first = min(error.reasons)
-            source, row = rows[first]
-            raise BadRowError.refused(error.reasons[first], source=source, row=row, remedy=error.remedy) from error
-        scores = rewards_of_the_rest(scorer, conversations, error)
-    for place, reward in scores.items():
-        if reward is not None and not math.isfinite(reward):
-            source, row = rows[place]
-            raise ModelError(f"{source}, row {row}: the reward is {reward}. The weights are damaged or too large.")
-    found = {place: OVERLONG if reward is None else reward for place, reward in scores.items()}
-    return [found.get(place, BadRowReason.REFUSED_BY_TEMPLATE.value) for place in range(len(conversations))]
+        first = min(error.reasons)
+        source, row = rows[first]
+        raise BadRowError.refused(error.reasons[first], source=source, row=row, remedy=error.remedy) from error
+    for (source, row), outcome in zip(rows, outcomes, strict=True):
+        if not isinstance(outcome, str) and not math.isfinite(outcome):
+            raise ModelError(f"{source}, row {row}: the reward is {outcome}. The weights are damaged or too large.")
+    return outcomes
 
 
 def split_outcomes(outcomes: Iterable[float | str]) -> tuple[list[float | None], str]:
@@ -158,8 +151,7 @@ def score_pairs(
     Raises:
         BadRowError: the template refuses a pair, and bad rows are not skipped.
     """
-    for pair, outcomes in scored_chunks(scorer, pairs, on_bad_row=on_bad_row, progress=progress):
-        (chosen, rejected), unscored = split_outcomes(outcomes)
+    for pair, (chosen, rejected), unscored in scored_chunks(scorer, pairs, on_bad_row=on_bad_row, progress=progress):
         yield PairScore(
             model=model,
             data=data,
@@ -175,11 +167,11 @@ def score_pairs(
 
 def scored_chunks(
     scorer: Scorer, rows: Sequence[Row], *, on_bad_row: OnBadRow, progress: Callable[[int], None]
-) -> Iterator[tuple[Row, list[float | str]]]:
+) -> Iterator[tuple[Row, list[float | None], str]]:
     """Score rows with any number of responses, one chunk of rows per call; see `score_pairs`.
 
     Yields:
-        Each row with one reward per response, or the reason why it has none.
+        Each row with one reward per response, None where there is none, and the first reason for it, or "".
     """
     for start in range(0, len(rows), CHUNK):
         chunk = rows[start : start + CHUNK]
@@ -188,7 +180,7 @@ def scored_chunks(
         conversations = [conversation for each in found for conversation in each]
         outcomes = iter(score_conversations(scorer, conversations, places, on_bad_row=on_bad_row))
         for row, each in zip(chunk, found, strict=True):
-            yield row, list(islice(outcomes, len(each)))
+            yield row, *split_outcomes(islice(outcomes, len(each)))
         progress(start + len(chunk))
 
 
@@ -200,6 +192,14 @@ def response_length(response: Sequence[Message]) -> int:
 def write_scores(scores: Iterable[RawScore], path: Path) -> None:
     """Write scores as JSON lines, atomically."""
     LineFile(path).replace(asdict(score) for score in scores)  # type: ignore[call-overload]
+
+
+def write_or_remove(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write rows as JSON lines, atomically, or delete an earlier file if there are none."""
+    if rows:
+        LineFile(path).replace(rows)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def read_scores(path: Path) -> list[PairScore]:

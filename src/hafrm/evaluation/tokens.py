@@ -27,7 +27,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from hafrm.data import PairSet
 from hafrm.errors import ModelError, NoMemoryError, first_line
 from hafrm.evaluation.parts import PARTS_FOLDER
-from hafrm.evaluation.scoring import PairScore
+from hafrm.evaluation.scoring import PairScore, write_or_remove
 from hafrm.losses import uses_reference
 from hafrm.memory import enough_memory
 from hafrm.models.identity import model_identity
@@ -210,11 +210,8 @@ def _read_kept(path: Path) -> dict[_Key, Line]:
 
 def write_tokens(folder: Path, lines: Sequence[Line]) -> None:
     """Write `tokens.jsonl`, or delete an earlier one if there is nothing to write."""
-    path = folder / TOKENS_FILE
-    if not lines:
-        path.unlink(missing_ok=True)
-        return
-    LineFile(path).replace({name: value for name, value in line.items() if name != "depends_on"} for line in lines)
+    rows = [{name: value for name, value in line.items() if name != "depends_on"} for line in lines]
+    write_or_remove(rows, folder / TOKENS_FILE)
 
 
 def read_tokens(path: Path) -> list[Line]:

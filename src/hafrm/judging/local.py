@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from hafrm.errors import ConfigError, ModelError, RefusedError
 from hafrm.judging.judges import Answer, FreeJudge, Question, Unscored, ranks_of
 from hafrm.judging.prompts import CHOICES, judge_messages
 from hafrm.models.loading import load_log_prob_scorer
 from hafrm.models.options import ScoreOptions
-from hafrm.models.scorers import Scorer, rewards_of_the_rest
+from hafrm.models.scorers import Scorer, rewards_or_reasons
 from hafrm.pairs import Conversation, Message, Prompt
 
 
@@ -80,26 +80,22 @@ class RewardJudge(FreeJudge):
         """
         asked = [Conversation(question.prompt, response) for question in questions for response in question.responses]
         distinct = list(dict.fromkeys(asked))
-        try:
-            scores = dict(enumerate(self.scorer.score(distinct)))
-        except RefusedError as error:
-            scores = rewards_of_the_rest(self.scorer, distinct, error)
-        rewards = {conversation: _reward(scores, place) for place, conversation in enumerate(distinct)}
+        outcomes = map(_outcome, rewards_or_reasons(self.scorer, distinct))
+        rewards = dict(zip(distinct, outcomes, strict=True))
         return [
             _answer([rewards[Conversation(question.prompt, response)] for response in question.responses])
             for question in questions
         ]
 
 
-def _reward(scores: Mapping[int, float | None], place: int) -> float | Unscored:
-    if place not in scores:
-        return Unscored.REFUSED_BY_TEMPLATE
-    reward = scores[place]
-    if reward is not None and not math.isfinite(reward):
+def _outcome(found: float | str) -> float | Unscored:
+    if isinstance(found, str):
+        return Unscored(found)
+    if not math.isfinite(found):
         raise ModelError(
-            f"The judge's reward of a response is {reward}. Its weights may be damaged, or its dtype overflows."
+            f"The judge's reward of a response is {found}. Its weights may be damaged, or its dtype overflows."
         )
-    return Unscored.OVERLONG if reward is None else reward
+    return found
 
 
 def _answer(rewards: Sequence[float | Unscored]) -> Answer:

@@ -22,6 +22,9 @@ from hafrm.rows import Row
 _SIZES: dict[Mode, tuple[int, ...]] = {"pair": (2,), "rank": (4, 8)}
 _LABELS = ("chosen", "rejected")
 
+SAMPLES_FILE = "samples.jsonl"
+"""The file of responses in a folder of `hafrm sample`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
@@ -32,7 +35,7 @@ class Item:
     group: str
     prompt: Prompt
     responses: tuple[Response, ...]
-    models: tuple[str, ...]
+    models: tuple[str, ...] = ()
     """Names of the responses in results: their models, or their positions."""
     labelled: bool = False
     """Whether the first response is known to be the better one."""
@@ -98,7 +101,7 @@ def load_joined(ours: str, theirs: str, options: ReadOptions) -> Items:
     Raises:
         DataError: there is no prompt that both answered.
     """
-    places = [Path(name) / _SAMPLES if Path(name).is_dir() else Path(name) for name in (ours, theirs)]
+    places = [Path(name) / SAMPLES_FILE if Path(name).is_dir() else Path(name) for name in (ours, theirs)]
     names = [path.parent.name or str(path) for path in places]
     if names[0] == names[1]:
         names = list(map(str, places))
@@ -120,9 +123,6 @@ def load_joined(ours: str, theirs: str, options: ReadOptions) -> Items:
     return found
 
 
-_SAMPLES = "samples.jsonl"
-
-
 def _first_of_samples(reader: Row) -> Item | Drop:
     """Read the first response of a row; prompts that were not sampled for, or got an empty response, are left out."""
     if reader.fields.get("unsampled"):
@@ -130,13 +130,16 @@ def _first_of_samples(reader: Row) -> Item | Drop:
     (first, *_) = reader.responses("Give at least one response.", bool)
     if not any(message.text.strip() for message in first):
         return Drop("empty_response")
+    return _item_of(reader, [first])
+
+
+def _item_of(reader: Row, responses: Iterable[Response]) -> Item:
     prompt = reader.prompt()
     return Item(
         id=f"{reader.source}:{reader.number}",
         group=reader.string_or_none("group") or prompt_group(prompt),
         prompt=prompt,
-        responses=(first,),
-        models=(),
+        responses=tuple(responses),
     )
 
 
@@ -157,14 +160,7 @@ def _item(mode: Mode, reader: Row) -> Item:
     responses = reader.responses(f"--mode {mode} takes {' or '.join(map(str, sizes))}{others}.", sizes.__contains__)
     for place, response in enumerate(responses):
         reader.check_response(f"responses[{place}]", response)
-    prompt = reader.prompt()
-    return Item(
-        id=f"{reader.source}:{reader.number}",
-        group=reader.string_or_none("group") or prompt_group(prompt),
-        prompt=prompt,
-        responses=tuple(responses),
-        models=_models(reader, len(responses)),
-    )
+    return replace(_item_of(reader, responses), models=_models(reader, len(responses)))
 
 
 def _models(reader: Row, count: int) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ ADAPTER_FOLDER = "adapter"
 ADAPTER_FILE = "adapter_model.safetensors"
 
 WHOLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+"""The file of a whole model's weights, and the index of several; the former takes precedence, as in transformers."""
 
 _READ_BY_NAME = frozenset(
     f"""
@@ -70,14 +71,6 @@ def list_problem(sha256: object) -> str:
         if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
             return f"has {digest!r} for {name}, which is not a SHA-256 of 64 hexadecimal digits"
     return ""
-
-
-def weight_files(sha256: Mapping[str, str]) -> list[str]:
-    """Return the file of a whole model's weights, or the index of several; empty for adapters only.
-
-    A single file takes precedence over an index, as in transformers.
-    """
-    return [name for name in (WHOLE_FILE, INDEX_FILE) if name in sha256][:1]
 
 
 def require_checksums(

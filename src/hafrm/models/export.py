@@ -65,25 +65,19 @@ def export(config: ExportConfig) -> list[Path]:
         _require_own(out / name)
         if out.resolve() != (run / "export").resolve():  # known to be none of the run's files
             require_outside_models(out / name)
-    with alone(out):
-        return _export_heads(config, info, out)
-
-
-def _export_heads(config: ExportConfig, info: RunInfo, out: Path) -> list[Path]:
-    manifest = read_manifest(Path(config.run))
     written = []
-    if info.policy_ratio:  # first: every model has a causal class, but not a classifier
-        card = policy_card(info, manifest)
-        written.append(_export_head(config, info, out / "policy", AutoModelForCausalLM, "CAUSAL_LM", card))
-    if info.reward_weight:
-        card = reward_card(info, manifest)
-        reward = _export_head(config, info, out / "reward", AutoModelForSequenceClassification, "SEQ_CLS", card)
-        written.insert(0, reward)
+    with alone(out):
+        if info.policy_ratio:  # first: every model has a causal class, but not a classifier
+            written.append(_export_head(config, info, out / "policy", "CAUSAL_LM"))
+        if info.reward_weight:
+            written.insert(0, _export_head(config, info, out / "reward", "SEQ_CLS"))
     return written
 
 
-def _export_head(config: ExportConfig, info: RunInfo, folder: Path, stock_class: Any, task: Task, card: str) -> Path:
+def _export_head(config: ExportConfig, info: RunInfo, folder: Path, task: Task) -> Path:
     run, trust = Path(config.run), config.trust_remote_code
+    stock_class: Any = AutoModelForSequenceClassification if task == "SEQ_CLS" else AutoModelForCausalLM
+    card = (reward_card if task == "SEQ_CLS" else policy_card)(info, read_manifest(run))
     with quiet_transformers():
         try:
             model, report = stock_class.from_pretrained(

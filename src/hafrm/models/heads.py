@@ -138,7 +138,7 @@ def find_head(model: str, *, trust_remote_code: bool = False) -> SavedHead | Non
     saved = SavedWeights(model)
     known = [prefix + name for prefix in ("", _UNDER) for name in (SCORE, *_VALUE_HEADS)]
     found = next((name for name in known if len(saved.shapes.get(name, ())) in (1, 2)), None)
-    if found is None and _is_classifier(model):
+    if found is None and is_classifier(model):
         config = AutoConfig.from_pretrained(root_model(model), trust_remote_code=trust_remote_code)
         stock = stock_classifier(config)
         found = stock.head if stock is not None and stock.head in saved.shapes else None
@@ -147,7 +147,7 @@ def find_head(model: str, *, trust_remote_code: bool = False) -> SavedHead | Non
     if (layered := _layered(saved)) is not None:
         return layered
     if names := tuple(sorted(name for name in saved.shapes if name.removeprefix(_UNDER).startswith(_HEAD_MODULES))):
-        return SavedHead(names[0], saved.file_of(names[0]), None, 0.0, names)
+        return SavedHead(names[0], saved.files[names[0]], None, 0.0, names)
     adapters = adapter_source(model)
     return None if adapters is None else find_head(adapters.base, trust_remote_code=trust_remote_code)
 
@@ -157,12 +157,12 @@ def _linear(saved: SavedWeights, name: str) -> SavedHead:
     stem = name.removesuffix("weight")
     names = tuple(sorted(other for other in saved.shapes if other.startswith(stem.removesuffix("summary."))))
     if not {name} <= set(names) <= {name, f"{stem}bias"}:
-        return SavedHead(name, saved.file_of(name), None, 0.0, names)
+        return SavedHead(name, saved.files[name], None, 0.0, names)
     bias = saved.read(f"{stem}bias").double() if f"{stem}bias" in names else torch.zeros(1)
     weight = saved.read(name)
     flat = weight.ndim == 1
     shift = bias[0].item() if len(bias) == 1 else 0.0
-    return SavedHead(name, saved.file_of(name), weight[None] if flat else weight, shift, names, flat)
+    return SavedHead(name, saved.files[name], weight[None] if flat else weight, shift, names, flat)
 
 
 def _layered(saved: SavedWeights) -> SavedHead | None:
@@ -175,10 +175,11 @@ def _layered(saved: SavedWeights) -> SavedHead | None:
         return None
     weights = [saved.read(name) for name in names]
     *hidden, (weight, bias) = zip(weights[::2], weights[1::2], strict=True)
-    return SavedHead(names[-2], saved.file_of(names[-2]), weight, bias.double().item(), names, hidden=tuple(hidden))
+    return SavedHead(names[-2], saved.files[names[-2]], weight, bias.double().item(), names, hidden=tuple(hidden))
 
 
-def _is_classifier(model: str) -> bool:
+def is_classifier(model: str) -> bool:
+    """Return whether a model was saved as a stock sequence classifier."""
     return any("SequenceClassification" in name for name in architectures(model))
 
 

@@ -3,40 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import PeftModel
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from hafrm.encoding import ConversationEncoder, Overlong
 from hafrm.errors import ConfigError, ModelError
 from hafrm.losses import uses_reference
 from hafrm.models.checkpoints import cast_weights, load_packed_start, load_run
 from hafrm.models.checksums import CHECKSUMS_FILE
-from hafrm.models.custom import OwnClassScorer, load_own_class, own_class, own_class_refused
-from hafrm.models.heads import (
-    OPENRLHF,
-    SCORE,
-    VALUE_SUMMARY,
-    SavedHead,
-    architectures,
-    find_head,
-    stock_classifier,
-    unknown_head,
+from hafrm.models.classifiers import (
+    OwnClassScorer,
+    has_stock_class,
+    load_classifier,
+    load_own_class,
+    own_class,
+    own_class_refused,
+    pad_of_classifier,
 )
+from hafrm.models.heads import OPENRLHF, VALUE_SUMMARY, SavedHead, find_head
 from hafrm.models.hybrid import HybridModel, head_width, max_positions, new_reward_head
 from hafrm.models.layout import Layout, choose_layout, random_groups
 from hafrm.models.options import Head, ScoreOptions, ScorerChoice, require_plain
 from hafrm.models.references import weights_digest
 from hafrm.models.remote import RemoteScorer, is_server
 from hafrm.models.runinfo import RunInfo, is_run, require_as_saved
-from hafrm.models.scorers import HybridScorer, LogProbScorer, Scorer, StockScorer
-from hafrm.models.sources import adapter_source, require_place, root_model
-from hafrm.models.stock import ONE_THREAD, attach_adapters, load_causal_lm, load_whole, loading, with_lm_head
+from hafrm.models.scorers import HybridScorer, Scorer, StockScorer
+from hafrm.models.sources import require_place
+from hafrm.models.stock import ONE_THREAD, load_causal_lm, with_lm_head
 from hafrm.models.tokenizers import load_tokenizer, require_same_tokenizer, resize_embeddings
 from hafrm.packing import pad_rows
 
@@ -71,10 +68,14 @@ def load_scorer(
         >>> scorer.score([("Two plus two?", "Four."), ("Two plus two?", "Five.")])
         [1.73, -0.42]
     """
-    options = options or ScoreOptions()
     choice = ScorerChoice(
         head=head, reference=reference, combined_weight=combined_weight, trust_remote_code=trust_remote_code
     )
+    return load_chosen(model, choice, options or ScoreOptions())
+
+
+def load_chosen(model: str, choice: ScorerChoice, options: ScoreOptions) -> Scorer:
+    """Load one of a model's scores; see `load_scorer`."""
     if is_server(model):
         require_plain(model, choice)
         return RemoteScorer(model, batch_size=options.batch_size)
@@ -83,7 +84,7 @@ def load_scorer(
 
 
 def _load_here(model: str, choice: ScorerChoice, options: ScoreOptions) -> Scorer:
-    """Load a scorer whose model runs in this process; see `load_scorer`."""
+    """Load a scorer whose model runs in this process."""
     head, reference, trust_remote_code = choice.head, choice.reference, choice.trust_remote_code
     for each in filter(None, (model, reference)):
         require_place(each)
@@ -104,8 +105,8 @@ def _load_here(model: str, choice: ScorerChoice, options: ScoreOptions) -> Score
     require_same_tokenizer(tokenizer, model, reference, trust_remote_code=trust_remote_code)
     policy = _policy_only(model, tokenizer, options.torch_dtype(), trust_remote_code=trust_remote_code)
     base = _policy_only(reference, tokenizer, policy.stock_lm.dtype, trust_remote_code=trust_remote_code)
-    encoder = _encoder(tokenizer, policy.config, options, max_length=512, overlong="drop")
-    return _hybrid_scorer(policy, base, tokenizer, encoder, options, (0.0, 0.1))
+    encoder = _encoder(tokenizer, policy.config, options)
+    return _hybrid_scorer(policy, base, encoder, options, (0.0, 0.1))
 
 
 def load_log_prob_scorer(
@@ -138,9 +139,8 @@ def load_log_prob_scorer(
         policy, _, _ = load_run(model, dtype=options.torch_dtype(), trust_remote_code=trust_remote_code)
     else:
         policy = _policy_only(model, tokenizer, options.torch_dtype(), trust_remote_code=trust_remote_code)
-    encoder = _encoder(tokenizer, policy.config, options, max_length=512 if per_token else 4096, overlong="drop")
-    kind = HybridScorer if per_token else LogProbScorer
-    return _hybrid_scorer(policy, None, tokenizer, encoder, options, (0.0, 1.0), kind=kind)
+    encoder = _encoder(tokenizer, policy.config, options, max_length=512 if per_token else 4096)
+    return _hybrid_scorer(policy, None, encoder, options, (0.0, 1.0), summed=not per_token)
 
 
 def _load_run_scorer(folder: Path, choice: ScorerChoice, options: ScoreOptions) -> Scorer:
@@ -153,7 +153,7 @@ def _load_run_scorer(folder: Path, choice: ScorerChoice, options: ScoreOptions) 
         raise ConfigError(f"score.pessimism: {folder} {_NO_SPREAD}")
     encoder = _encoder(tokenizer, model.config, options, max_length=info.max_length, overlong=info.overlong)
     if head == "reward":
-        return _hybrid_scorer(model, None, tokenizer, encoder, options, (1.0, 0.0))
+        return _hybrid_scorer(model, None, encoder, options, (1.0, 0.0))
     weights = (0.0, info.beta)
     if head == "combined":
         weight = choice.combined_weight if choice.combined_weight is not None else info.combined_weight
@@ -164,7 +164,7 @@ def _load_run_scorer(folder: Path, choice: ScorerChoice, options: ScoreOptions) 
             )
         weights = (1.0, weight * info.beta)
     reference = _run_reference(folder, info, choice, tokenizer, model)
-    return _hybrid_scorer(model, reference, tokenizer, encoder, options, weights)
+    return _hybrid_scorer(model, reference, encoder, options, weights)
 
 
 def _run_reference(
@@ -205,19 +205,18 @@ def _run_reference(
 def _hybrid_scorer(
     model: HybridModel,
     reference: HybridModel | None,
-    tokenizer: Any,
     encoder: ConversationEncoder,
     options: ScoreOptions,
     weights: tuple[float, float],
     *,
-    kind: type[HybridScorer] = HybridScorer,
+    summed: bool = False,
 ) -> HybridScorer:
     """Build a scorer on the options' device; rows are packed if all its models support that.
 
     Raises:
         ModelError: log-probs are needed, and hafrm's differ from the model's own.
     """
-    pad = tokenizer.pad_token_id
+    pad = cast(Any, encoder.tokenizer).pad_token_id
     reward_weight, ratio_weight = weights
     parts = [part.to(options.torch_device()) for part in (model, reference) if part is not None]
     if ratio_weight:
@@ -230,8 +229,15 @@ def _hybrid_scorer(
         for part in parts
     ]
     layout = replace(layouts[0], packed=all(layout.packed for layout in layouts))
-    return kind(
-        model, encoder, layout, options, reward_weight=reward_weight, ratio_weight=ratio_weight, reference=reference
+    return HybridScorer(
+        model,
+        encoder,
+        layout,
+        options,
+        reward_weight=reward_weight,
+        ratio_weight=ratio_weight,
+        reference=reference,
+        summed=summed,
     )
 
 
@@ -261,31 +267,36 @@ def _load_foreign_scorer(model: str, options: ScoreOptions, *, trust_remote_code
             raise own_class_refused(model)
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code, template=None, instead=options.template())
     if own is not None and head is None:
-        return _load_own_class_scorer(model, own, tokenizer, options)
+        loaded = load_own_class(model, own, tokenizer, options.torch_dtype())
+        return _classifier_scorer(OwnClassScorer, loaded, tokenizer, tokenizer.pad_token_id, options)
     if options.objective is not None:
         raise ConfigError(f"score.objective has no effect on {model}, which gives one reward: leave it out.")
     head = head or find_head(model, trust_remote_code=trust_remote_code)
     exported = (Path(model) / CHECKSUMS_FILE).is_file()
     if head is not None and (not has_stock_class(model, head, trust_remote_code=trust_remote_code) or exported):
         policy = _policy_only(model, tokenizer, options.torch_dtype(), trust_remote_code=trust_remote_code, head=head)
-        encoder = _encoder(tokenizer, policy.config, options, max_length=512, overlong="drop")
-        return _hybrid_scorer(policy, None, tokenizer, encoder, options, (1.0, 0.0))
+        encoder = _encoder(tokenizer, policy.config, options)
+        return _hybrid_scorer(policy, None, encoder, options, (1.0, 0.0))
     classifier = load_classifier(model, options.torch_dtype(), head, trust_remote_code=trust_remote_code)
     resize_embeddings(classifier, tokenizer)
-    encoder = _encoder(tokenizer, classifier.config, options, max_length=512, overlong="drop")
-    layout = Layout(packed=False, pad_token_id=pad_of_classifier(classifier, tokenizer))
-    return StockScorer(classifier.eval().to(options.torch_device()), encoder, layout, options)
+    return _classifier_scorer(StockScorer, classifier, tokenizer, pad_of_classifier(classifier, tokenizer), options)
 
 
-def _load_own_class_scorer(model: str, auto: str, tokenizer: Any, options: ScoreOptions) -> Scorer:
-    loaded = load_own_class(model, auto, tokenizer, options.torch_dtype())
-    encoder = _encoder(tokenizer, loaded.config, options, max_length=512, overlong="drop")
-    layout = Layout(packed=False, pad_token_id=tokenizer.pad_token_id)
-    return OwnClassScorer(cast(Any, loaded.eval()).to(options.torch_device()), encoder, layout, options)
+def _classifier_scorer(
+    kind: type[StockScorer], classifier: Any, tokenizer: Any, pad_token_id: int, options: ScoreOptions
+) -> StockScorer:
+    encoder = _encoder(tokenizer, classifier.config, options)
+    layout = Layout(packed=False, pad_token_id=pad_token_id)
+    return kind(classifier.eval().to(options.torch_device()), encoder, layout, options)
 
 
 def _encoder(
-    tokenizer: Any, config: PreTrainedConfig, options: ScoreOptions, *, max_length: int, overlong: Overlong
+    tokenizer: Any,
+    config: PreTrainedConfig,
+    options: ScoreOptions,
+    *,
+    max_length: int = 512,
+    overlong: Overlong = "drop",
 ) -> ConversationEncoder:
     """Build the encoder; by default the limit does not exceed the model's positions.
 
@@ -340,92 +351,3 @@ def _layer(weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype) 
         if bias is not None:
             layer.bias.copy_(bias)
     return layer
-
-
-def has_stock_class(model: str, head: SavedHead, *, trust_remote_code: bool) -> bool:
-    """Return whether a stock classifier can load this head: it has the classifier's name, or is not a linear layer.
-
-    Raises:
-        ModelError: a linear head has more than one label, or a different width than the backbone.
-    """
-    if head.weight is None:
-        return True
-    adapters = adapter_source(model)
-    if adapters is not None and adapter_source(adapters.base) is not None:
-        return False
-    if head.problem:
-        raise _unreadable(model, head)
-    with loading("reward model", model):
-        config = AutoConfig.from_pretrained(root_model(model), trust_remote_code=trust_remote_code)
-        stock = stock_classifier(config)
-    width = stock.width if stock and stock.width else getattr(config.get_text_config(), "hidden_size", None)
-    if width is not None and not head.hidden and head.weight.shape[1] != width:
-        raise ModelError(
-            f"The reward head of {model} does not fit its backbone: {head.name} has shape {list(head.weight.shape)}, "
-            f"but hidden states have {width} values. Use the checkpoint in which the head was trained."
-        )
-    return stock is not None and stock.head == head.name and not (head.bias or head.flat or head.hidden)
-
-
-def pad_of_classifier(classifier: PreTrainedModel | PeftModel, tokenizer: Any) -> int:
-    """Return the pad token by which a stock classifier finds the last token; set one if it has none.
-
-    A pad token that is also the end-of-sequence token is kept: such a model was trained to be read at the token before
-    it, like TRL's models whose tokenizer had no pad token.
-    """
-    stock = cast(PreTrainedModel, classifier.get_base_model() if isinstance(classifier, PeftModel) else classifier)
-    config = stock.config.get_text_config()
-    rows = cast(nn.Embedding, stock.get_input_embeddings()).num_embeddings
-    if config.pad_token_id is None or not 0 <= config.pad_token_id < rows:
-        resize_embeddings(stock, tokenizer)
-        config.pad_token_id = tokenizer.pad_token_id
-    return int(config.pad_token_id)
-
-
-def load_classifier(
-    model: str, dtype: torch.dtype | None, head: SavedHead | None, *, trust_remote_code: bool
-) -> PreTrainedModel | PeftModel:
-    """Load a stock sequence classifier with one label and a saved head, attaching adapters if any."""
-    kind = "reward model"
-    require_as_saved(model)
-    root = root_model(model)
-    with loading(kind, root):
-        config = AutoConfig.from_pretrained(root, trust_remote_code=trust_remote_code)
-    classes = architectures(model)
-    plain = head is not None and head.weight is not None
-    if not plain and not any("SequenceClassification" in name for name in classes):
-        if head is not None:
-            raise _unreadable(model, head)
-        if found := unknown_head(model):
-            raise ModelError(
-                f"{model} has {found}, which looks like a reward head but has no known form. Rename it to {SCORE} to "
-                "score with it."
-            )
-        raise ModelError(
-            f"{model} is not a reward model: {', '.join(classes) or 'unknown architecture'}. Use a run of "
-            "hafrm, a sequence classifier, or a causal model with `--head policy --reference MODEL`."
-        )
-    if not plain and config.num_labels != 1:
-        raise ModelError(f"{model} has {config.num_labels} labels. Use a reward model, which has one.")
-    load = partial(
-        load_whole,
-        AutoModelForSequenceClassification,
-        kind=kind,
-        trust_remote_code=trust_remote_code,
-        num_labels=1,  # a config may lack it: the head's weight decides
-    )
-    adapters = adapter_source(model)
-    if adapters is None:
-        return load(model, dtype=dtype)
-    own = head is not None and head.file == adapters.weights  # otherwise the base's
-    optional = {head.name} if head is not None and own else set()
-    base = load(adapters.base, dtype=dtype, optional=lambda loaded: optional)
-    with loading("adapters", str(adapters.folder)):
-        return attach_adapters(base, adapters, head=head.name.split(".", 1)[0] if head is not None and own else None)
-
-
-def _unreadable(model: str, head: SavedHead) -> ModelError:
-    return ModelError(
-        f"The reward head of {model} can't be read: it {head.problem}. Use a reward model whose head is one linear "
-        "layer with one label, or for which transformers has a class."
-    )

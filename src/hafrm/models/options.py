@@ -234,11 +234,9 @@ class ScorerChoice:
 
     def load(self, model: str, options: ScoreOptions) -> Scorer:
         """Load a model's scorer with these options; see `load_scorer`."""
-        from hafrm.models.loading import load_scorer
+        from hafrm.models.loading import load_chosen
 
-        return load_scorer(
-            model, options=options, **{each.name: getattr(self, each.name) for each in fields(ScorerChoice)}
-        )
+        return load_chosen(model, self, options)
 
 
 def require_plain(server: str, choice: ScorerChoice) -> None:

@@ -37,14 +37,14 @@ from hafrm.http import Client, Response, RetryRule, api_key, retry, split_addres
 from hafrm.pairs import Conversation
 
 API_KEY = "HAFRM_API_KEY"
-"""Environment variable with a server's API key."""
+"""Environment variable with the key that a server wants and its clients send."""
 
 _BUSY = (408, 429, 502, 503, 504)
 """Temporary statuses of an overloaded server, or of a proxy while its server restarts."""
 _REFUSES = (400, 413, 422)
 """Statuses of vLLM for a conversation that is over-long, or that its chat template can't render."""
-_OVERLONG = "overlong"
-"""Outcome of a conversation over the server's limit; not an error."""
+OVERLONG = "overlong"
+"""Why a conversation over the model's limit has no reward, in a server's responses as in files of scores."""
 _TOO_LONG = ("maximum context length", "max_model_len")
 """Phrases in vLLM's messages about a conversation over its model's limit."""
 _SAID = 200
@@ -178,7 +178,7 @@ class RemoteScorer:
             outcomes = [outcome for found in pool.map(self._ask, batches) for outcome in found]
         finally:
             pool.shutdown(cancel_futures=True)  # send no further batches after an error
-        refused = {place: why for place, why in enumerate(outcomes) if isinstance(why, str) and why != _OVERLONG}
+        refused = {place: why for place, why in enumerate(outcomes) if isinstance(why, str) and why != OVERLONG}
         found = [None if isinstance(outcome, str) else outcome for outcome in outcomes]
         if refused:
             finished = {place: reward for place, reward in enumerate(found) if place not in refused}
@@ -190,7 +190,7 @@ class RemoteScorer:
         response = self._response(self._dialect.request(conversations))
         if self._dialect.single and self._model is not None and response.status in _REFUSES:
             if _is_overlong(response):
-                return [_OVERLONG]
+                return [OVERLONG]
             return [f"{self.endpoint} refuses it. {self._said(response)}".strip()]
         if response.status != 200:
             raise ModelError(f"{self.endpoint} answers with status {response.status}. {self._remedy(response)}")
@@ -277,6 +277,6 @@ def _is_overlong(response: Response) -> bool:
     if any(words in response.text for words in _TOO_LONG):
         return True
     try:
-        return bool(response.json()["error"]["type"] == _OVERLONG)
+        return bool(response.json()["error"]["type"] == OVERLONG)
     except (ValueError, KeyError, TypeError):
         return False

@@ -22,10 +22,11 @@ from hafrm.models.checksums import (
     CARD_FILE,
     CARD_MARK,
     CHECKSUMS_FILE,
+    INDEX_FILE,
+    WHOLE_FILE,
     list_problem,
     require_checksums,
     require_listed,
-    weight_files,
 )
 from hafrm.models.options import Head, LoraOptions, Method
 from hafrm.options import Rule, problem, types_of
@@ -80,7 +81,7 @@ class RunInfo:
     @property
     def whole(self) -> bool:
         """Whether the folder contains all weights, not just adapters."""
-        return bool(weight_files(self.sha256))
+        return WHOLE_FILE in self.sha256 or INDEX_FILE in self.sha256
 
     @property
     def with_adapters(self) -> bool:
@@ -299,7 +300,7 @@ def _require_list(folder: Path) -> None:
 
 def mark_of_model(folder: Path) -> str:
     """Return the name of a file that only models' folders have, such as their weights; "" if there is none."""
-    marks = (RUN_FILE, "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
+    marks = (RUN_FILE, WHOLE_FILE, INDEX_FILE, ADAPTER_FILE)
     return next((name for name in marks if (folder / name).exists()), "")
 
 

@@ -17,18 +17,21 @@ from torch import Tensor, nn
 
 from hafrm.contract import conversations_of
 from hafrm.encoding import ConversationEncoder, OverlongError, TokenGroup
-from hafrm.errors import ModelError, RefusedError
+from hafrm.errors import BadRowReason, ModelError, RefusedError
 from hafrm.logprobs import sum_by_sequence
 from hafrm.memory import enough_memory
 from hafrm.models.hybrid import HybridModel, SequenceScores
 from hafrm.models.layout import Layout
 from hafrm.models.options import ScoreOptions
+from hafrm.models.remote import OVERLONG
 from hafrm.models.tokens import PrefixRewards, TokenRatios, TokenRewards, align_with_text, text_pieces
 from hafrm.packing import SequenceBatch, split_group
 from hafrm.pairs import Conversation
 
 POLICY_HEAD = "a run's policy head: --head policy, or --head combined for the sum of both heads"
 """What rewards of tokens come from, for messages."""
+
+_REFUSED = BadRowReason.REFUSED_BY_TEMPLATE.value
 
 _LESS_MEMORY = (
     "Lower score.tokens_per_batch (or score.batch_size if rows are padded). If a single conversation is too large, set "
@@ -48,21 +51,25 @@ class Scorer(Protocol):
         ...
 
 
-def rewards_of_the_rest(
-    scorer: Scorer, conversations: Sequence[Conversation], error: RefusedError
-) -> dict[int, float | None]:
-    """Return the rewards of conversations that a scorer did not refuse, by index; None if over-long.
+def rewards_or_reasons(
+    scorer: Scorer, conversations: Sequence[Conversation], *, skip: bool = True
+) -> list[float | str]:
+    """Return each conversation's reward, or why it has none: it is over-long, or the scorer refuses it.
 
     Args:
-        scorer: The scorer.
-        conversations: All conversations passed to it.
-        error: The error that it raised. If it contains the rewards, they are not computed again.
+        skip: Whether to score the others if some are refused; otherwise the scorer's RefusedError is raised.
     """
-    if error.finished is not None:
-        return dict(error.finished)
-    kept = [place for place in range(len(conversations)) if place not in error.reasons]
-    rewards = scorer.score([conversations[place] for place in kept]) if kept else []
-    return dict(zip(kept, rewards, strict=True))
+    try:
+        found = dict(enumerate(scorer.score(conversations)))
+    except RefusedError as error:
+        if not skip:
+            raise
+        kept = [place for place in range(len(conversations)) if place not in error.reasons]
+        found = dict(error.finished or {})
+        if error.finished is None and kept:
+            found = dict(zip(kept, scorer.score([conversations[place] for place in kept]), strict=True))
+    rewards = (found.get(place, _REFUSED) for place in range(len(conversations)))
+    return [OVERLONG if reward is None else reward for reward in rewards]
 
 
 @runtime_checkable
@@ -243,6 +250,7 @@ class HybridScorer(BatchedScorer):
         ratio_weight: Weight of the log-ratio.
         reference: The reference policy. None: the mean log-prob of the response's tokens replaces the log-ratio, which
             is the implicit reward of policy losses without a reference (SimPO, ORPO, SFT).
+        summed: Whether their sum replaces it instead of their mean.
     """
 
     def __init__(
@@ -255,9 +263,10 @@ class HybridScorer(BatchedScorer):
         reward_weight: float = 1.0,
         ratio_weight: float = 0.0,
         reference: HybridModel | None = None,
+        summed: bool = False,
     ) -> None:
         super().__init__(encoder, layout, options)
-        self.model, self.reference = model, reference
+        self.model, self.reference, self.summed = model, reference, summed
         self.reward_weight, self.ratio_weight = reward_weight, ratio_weight
         self.by_prefix = False
         """Whether to divide the reward head's rewards too: by how much each token changes the reward of the response so
@@ -323,7 +332,7 @@ class HybridScorer(BatchedScorer):
     def _terms(self, log_probs: Tensor, batch: SequenceBatch) -> Tensor:
         """Return what each response token adds to its sequence's implicit reward, [T], from its log-probs."""
         if self.reference is None:
-            return log_probs / batch.response_lengths[batch.sequence_index]
+            return log_probs if self.summed else log_probs / batch.response_lengths[batch.sequence_index]
         reference: SequenceScores = self.reference(batch, rewards=False)
         assert reference.token_log_probs is not None
         return log_probs - reference.token_log_probs
@@ -438,13 +447,6 @@ class HybridScorer(BatchedScorer):
 
     def _aligned(self, terms: TokenTerms, conversation: Conversation, tokenizer: Any) -> TokenRatios | None:
         return align_with_text(tokenizer, conversation, terms.start, terms.ids, terms.values)
-
-
-class LogProbScorer(HybridScorer):
-    """Summed log-probability of the response under a policy head: ratio weight 1 and no reference."""
-
-    def _terms(self, log_probs: Tensor, batch: SequenceBatch) -> Tensor:
-        return log_probs
 
 
 class StockScorer(BatchedScorer):

@@ -174,28 +174,24 @@ class SavedWeights:
     def __init__(self, model: str) -> None:
         self.model = model
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self._files: dict[str, Path] = {}
+        self.files: dict[str, Path] = {}
         for path in _weight_files(model):
             try:
                 with safe_open(path, "pt") as file:
                     for name in file.keys():  # noqa: SIM118 (not a mapping)
                         plain = name.removeprefix("base_model.model.")
                         self.shapes[plain] = tuple(file.get_slice(name).get_shape())
-                        self._files[plain] = path
+                        self.files[plain] = path
             except (OSError, SafetensorError) as error:
                 raise ModelError(f"{path} can't be read ({first_line(error)}). Restore it from a copy.") from error
 
     def read(self, name: str) -> Tensor:
         """Read a weight's values, on the CPU."""
-        path = self._files[name]
+        path = self.files[name]
         with safe_open(path, "pt") as file:
             found = name if name in file.keys() else f"base_model.model.{name}"  # noqa: SIM118 (not a mapping)
             tensor: Tensor = file.get_tensor(found)
         return tensor
-
-    def file_of(self, name: str) -> Path:
-        """Return the file of a weight."""
-        return self._files[name]
 
 
 def _weight_files(model: str) -> Iterator[Path]:
@@ -223,10 +219,16 @@ def _parts(model: str, index: Path) -> Iterator[Path]:
         yield path
 
 
+def owner_of(model: str, file: str) -> str:
+    """Return a model that consists of adapters if it has this file, or else their base; any other model itself."""
+    while (adapters := adapter_source(model)) is not None and find_file(model, file) is None:
+        model = adapters.base
+    return model
+
+
 def stop_tokens(model: str) -> list[int]:
     """Return distinct ids of stop tokens in a model's configs, if any; adapters without configs use their base's."""
-    while (adapters := adapter_source(model)) is not None and find_file(model, "config.json") is None:
-        model = adapters.base
+    model = owner_of(model, "config.json")
     found: dict[int, None] = {}
     for name in ("generation_config.json", "config.json"):
         path = find_file(model, name)

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,16 +32,6 @@ _BY_WORD = {
 """Advice by a word in the message of an error."""
 
 
-def advice(error: Exception) -> str:
-    """Return advice to append to an error message, with a leading space; empty if there is none."""
-    return next((f" {text}" for word, text in _BY_WORD.items() if word in str(error)), "")
-
-
-def not_here(model: str) -> str:
-    """Return the note that there is no such local folder, with a leading space; empty if there is one."""
-    return "" if Path(model).exists() else " There is no such folder here."
-
-
 ONE_THREAD = threading.RLock()
 """Held while models are built or a function of the Python API runs: torch and transformers keep settings per process,
 such as the default dtype, seeds and how tensors are created, that other threads would change or inherit.
@@ -52,35 +41,36 @@ such as the default dtype, seeds and how tensors are created, that other threads
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Silence transformers' progress bars and its report of the other head as an unexpected key, in one thread."""
-    with ONE_THREAD, _quiet():
-        yield
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(level)
-        if bars:
-            hf_logging.enable_progress_bar()
+    with ONE_THREAD:
+        level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+        hf_logging.set_verbosity_error()
+        hf_logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            hf_logging.set_verbosity(level)
+            if bars:
+                hf_logging.enable_progress_bar()
 
 
 @contextlib.contextmanager
 def loading(kind: str, model: str) -> Iterator[None]:
-    """Turn errors of loading a model of this kind into a `ModelError`."""
+    """Silence transformers while a model of this kind is loaded, and turn errors into a `ModelError`."""
+    with explaining(kind, model), quiet_transformers():
+        yield
+
+
+@contextlib.contextmanager
+def explaining(kind: str, model: str, remedy: str = "") -> Iterator[None]:
+    """Turn errors of loading something of this kind into a `ModelError`, with advice if their text suggests any."""
     try:
-        with quiet_transformers():
-            yield
+        yield
     except HafrmError:
         raise
     except Exception as error:  # transformers raises many kinds: OSError, ValueError, safetensors' own, ...
-        raise ModelError(
-            f"No {kind} could be loaded from {model}.{not_here(model)} ({first_line(error)}){advice(error)}"
-        ) from error
+        nowhere = "" if Path(model).exists() else " There is no such folder here."
+        advice = next((f" {text}" for word, text in _BY_WORD.items() if word in str(error)), remedy)
+        raise ModelError(f"No {kind} could be loaded from {model}.{nowhere} ({first_line(error)}){advice}") from error
 
 
 def load_whole(
@@ -161,10 +151,12 @@ def load_causal_lm(
             missing one is set to zero (see `with_lm_head`).
         **kwargs: Further arguments of `from_pretrained`.
     """
-    load = partial(load_causal_lm, trust_remote_code=trust_remote_code, lm_head=lm_head, **kwargs)
     if (adapters := adapter_source(model)) is not None:
         require_as_saved(model)
-        return _load_merged(adapters, load, dtype)
+        base = load_causal_lm(
+            adapters.base, dtype=dtype, trust_remote_code=trust_remote_code, lm_head=lm_head, **kwargs
+        )
+        return _merged(base, adapters)
     loaded = load_whole(
         AutoModelForCausalLM,
         model,
@@ -189,11 +181,8 @@ def require_decoder(causal_lm: PreTrainedModel, model: str) -> None:
         )
 
 
-def _load_merged(
-    adapters: AdapterSource, load: Callable[..., PreTrainedModel], dtype: torch.dtype | None
-) -> PreTrainedModel:
+def _merged(base: PreTrainedModel, adapters: AdapterSource) -> PreTrainedModel:
     """Merge adapters, without a reward head, into their base in at least float32; round to the original dtype."""
-    base = load(adapters.base, dtype=dtype)
     rounded = base.dtype
     cast(nn.Module, base).to(torch.promote_types(rounded, torch.float32))
     with loading("adapters", str(adapters.folder)):

@@ -20,10 +20,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel
 
-from hafrm.errors import ModelError, first_line
+from hafrm.errors import ModelError
 from hafrm.models.runinfo import require_as_saved
-from hafrm.models.sources import adapter_source, find_file, require_place
-from hafrm.models.stock import advice, not_here
+from hafrm.models.sources import find_file, owner_of, require_place
+from hafrm.models.stock import explaining
 from hafrm.pairs import Conversation
 from hafrm.templates import DEFAULT_CHAT_TEMPLATE, TemplateRefusalError, render
 
@@ -36,7 +36,8 @@ FIXED_DATE = date(2024, 7, 26)
 _TODAY = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>[^"'\\{}]*)(?P=quote)\s*\)""")
 """A chat template's call for the date, with its format."""
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_TOKENIZER_FILES = ("tokenizer.json", _TOKENIZER_CONFIG, "tokenizer.model", "vocab.json", "vocab.txt")
 
 _KNOWN_PADS = ("<pad>", "[PAD]", PAD_TOKEN, "<|finetune_right_pad_id|>", "<|padding|>", "<|endoftext|>", "<unk>")
 """Tokens that are reserved for padding, or that never end a text, best first."""
@@ -61,15 +62,10 @@ def load_tokenizer(
         ModelError: the tokenizer can't be loaded, or it lacks what `prepare_tokenizer` needs.
     """
     require_place(model)
-    model = _owner(model)
+    model = owner_of(model, _TOKENIZER_CONFIG)
     require_as_saved(model)
-    try:
+    with explaining("tokenizer", model, remedy=" Give a folder or hub id that contains a tokenizer."):
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
-    except Exception as error:  # the tokenizers library raises plain Exception for a damaged file
-        raise ModelError(
-            f"No tokenizer could be loaded from {model}.{not_here(model)} ({first_line(error)})"
-            f"{advice(error) or ' Give a folder or hub id that contains a tokenizer.'}"
-        ) from error
     tokenizer.chat_template = instead or tokenizer.chat_template
     if not tokenizer.chat_template and template is None:
         raise ModelError(
@@ -84,13 +80,6 @@ def load_tokenizer(
         )
     _require_plain_names(tokenizer, model)
     return prepare_tokenizer(tokenizer, template=template or DEFAULT_CHAT_TEMPLATE)
-
-
-def _owner(model: str) -> str:
-    """Return the model that contains the tokenizer: adapters saved without one use that of their base."""
-    while (adapters := adapter_source(model)) is not None and find_file(model, "tokenizer_config.json") is None:
-        model = adapters.base
-    return model
 
 
 def _require_plain_names(tokenizer: Any, model: str) -> None:
@@ -186,7 +175,7 @@ def require_same_tokenizer(tokenizer: Any, model: str, reference: str, *, trust_
     Raises:
         ModelError: names both, and the difference.
     """
-    place = _owner(reference)
+    place = owner_of(reference, _TOKENIZER_CONFIG)
     if not any(find_file(place, name) for name in _TOKENIZER_FILES):
         return
     require_as_saved(place)

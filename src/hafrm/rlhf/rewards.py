@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
-from hafrm.errors import DataError, ModelError, RefusedError
-from hafrm.models.scorers import Scorer, rewards_of_the_rest
+from hafrm.errors import DataError, ModelError
+from hafrm.models.scorers import Scorer, rewards_or_reasons
 from hafrm.models.tokens import TokenRewards, common_beginning
 from hafrm.pairs import Conversation, Message, Prompt
 from hafrm.rewards import DetailedScorer
@@ -35,11 +35,7 @@ def scores_of(scorer: Scorer, conversations: Sequence[Conversation]) -> list[flo
     Raises:
         ModelError: a reward is NaN or infinite.
     """
-    try:
-        scores = scorer.score(conversations)
-    except RefusedError as error:
-        known = rewards_of_the_rest(scorer, conversations, error)
-        scores = [known.get(place) for place in range(len(conversations))]
+    scores = [None if isinstance(each, str) else each for each in rewards_or_reasons(scorer, conversations)]
     wrong = {place: score for place, score in enumerate(scores) if score is not None and not math.isfinite(score)}
     if wrong:
         place, score = next(iter(wrong.items()))

@@ -12,7 +12,8 @@ from hafrm import atomic
 from hafrm.data.simulated import simulated_reward_name
 from hafrm.errors import DataError
 from hafrm.evaluation.parts import PARTS, Part
-from hafrm.evaluation.scoring import scored_chunks, split_outcomes
+from hafrm.evaluation.scoring import scored_chunks
+from hafrm.judging.endpoint import require_askable
 from hafrm.judging.judges import ranks_of
 from hafrm.judging.options import Budget
 from hafrm.models.options import ScoreOptions, ScorerChoice
@@ -135,8 +136,8 @@ class _Job:
         part = Part(Path(self.config.out), name, _SAMPLES, depends_on, ids, CandidateScore, "prompts")
         scores = part.resume(self.say, on_bad_row=self.config.data_options.on_bad_row)
         if missing := self.found.rows[len(scores) :]:
-            if self.judge_runs is not None:
-                self.judge_runs.require_askable()  # reports a missing key before hours of scoring
+            if self.config.judge is not None and self.config.judge.kind == "openai":
+                require_askable(self.config.judge)  # reports a missing key before hours of scoring
             scores = scores + part.extend(self._score(name, load_reward(*scorer), missing, len(scores)))
         return {score.id: score for score in scores}
 
@@ -146,8 +147,8 @@ class _Job:
         def progress(done: int) -> None:
             self.progress(name, before + done)
 
-        for row, outcomes in scored_chunks(scorer, rows, on_bad_row=on_bad_row, progress=progress):
-            yield CandidateScore(name, row.id, *split_outcomes(outcomes))
+        for row, rewards, unscored in scored_chunks(scorer, rows, on_bad_row=on_bad_row, progress=progress):
+            yield CandidateScore(name, row.id, rewards, unscored)
 
 
 def _scored_rows(

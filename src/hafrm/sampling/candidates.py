@@ -10,9 +10,10 @@ from typing import Any
 from hafrm.data import ReadOptions, SourceReport, fingerprint, nothing_left, read_records
 from hafrm.data.reports import Drop
 from hafrm.errors import BadRowReason, DataError
+from hafrm.judging.rows import SAMPLES_FILE
+from hafrm.models.runinfo import MANIFEST_FILE
 from hafrm.pairs import Conversation, Message, Prompt, prompt_group
 from hafrm.rows import Row
-from hafrm.sampling.samples import MANIFEST_FILE, SAMPLES_FILE
 from hafrm.store import read_json
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 from hafrm import atomic
 from hafrm.errors import ConfigError, ModelError
-from hafrm.judging.endpoint import require_askable
 from hafrm.judging.options import Budget, JudgeConfig, JudgeOptions, Mode
 from hafrm.judging.run import judge_rows
 from hafrm.judging.verdicts import VERDICTS_FILE, nothing_judged
@@ -54,11 +53,6 @@ class JudgeRuns:
     seed: int
     budget: Budget
     say: Callable[[str], None]
-
-    def require_askable(self) -> None:
-        """Raise early, before other work, if the judge can't be asked; see `hafrm.judging.endpoint.require_askable`."""
-        if self.judge.kind == "openai":
-            require_askable(self.judge)
 
     def rank(self, rows: Sequence[Candidates]) -> tuple[dict[str, tuple[float, ...]], dict[str, Any]]:
         """Return ranks of distinct responses by the row's id, infinity for unranked ones, and the run's `results.json`.

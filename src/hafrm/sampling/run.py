@@ -17,27 +17,20 @@ from transformers import AutoConfig, PreTrainedConfig
 from hafrm import atomic
 from hafrm.data import PromptRow, Prompts, load_prompts
 from hafrm.errors import BadRowReason, ConfigError, DataError, ModelError
-from hafrm.evaluation.scoring import OVERLONG
+from hafrm.judging.rows import SAMPLES_FILE
 from hafrm.models.checkpoints import load_run
 from hafrm.models.generating import prompt_lengths
 from hafrm.models.hybrid import max_positions
 from hafrm.models.identity import model_identity
 from hafrm.models.options import ScorerChoice, chat_template
-from hafrm.models.runinfo import is_run
+from hafrm.models.remote import OVERLONG
+from hafrm.models.runinfo import MANIFEST_FILE, is_run
 from hafrm.models.stock import load_causal_lm, loading
 from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
 from hafrm.outputs import require_apart, require_unread
 from hafrm.sampling.engines import Generator, TransformersGenerator, VllmGenerator, prompt_seed
 from hafrm.sampling.options import SampleConfig
-from hafrm.sampling.samples import (
-    MANIFEST_FILE,
-    SAMPLES_FILE,
-    Samples,
-    refuse_other_manifests,
-    sample_counts,
-    sample_line,
-    write_manifest,
-)
+from hafrm.sampling.samples import Samples, refuse_other_manifests, sample_counts, sample_line, write_manifest
 from hafrm.store import LineFile, alone
 
 _BATCHES_AT_ONCE = {"transformers": 1, "vllm": 64}

@@ -16,13 +16,11 @@ from typing import Any
 from hafrm import atomic
 from hafrm.data import PromptRow
 from hafrm.errors import ConfigError, DataError
-from hafrm.models.runinfo import versions
+from hafrm.judging.rows import SAMPLES_FILE
+from hafrm.models.runinfo import MANIFEST_FILE, versions
 from hafrm.sampling.engines import Draw
 from hafrm.store import LineFile, RunFolder, read_json
 from hafrm.training.manifest import git_revision, read_manifest
-
-SAMPLES_FILE = "samples.jsonl"
-MANIFEST_FILE = "manifest.json"
 
 
 def sample_line(row: PromptRow, draws: Sequence[Draw], unsampled: str = "") -> dict[str, Any]:

@@ -66,7 +66,6 @@ def build_app(service: RewardService, *, api_key: str | None = None) -> FastAPI:
     _add_page(app, keyed=api_key is not None)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(RequestError, _request_error)
     state = [route.path for route in app.routes if isinstance(route, APIRoute)]
     own = [path for each in PROTOCOLS for path in each.paths]
     of_models = (f"/{name}{path}" for name in service.models for path in own)
@@ -173,15 +172,12 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, RequestError):
+        return error.response()
     assert isinstance(error, HTTPException)
     response = error_response(error.status_code, "http", str(error.detail)[:300])
     response.headers.update(error.headers or {})  # such as Allow, if the path has other methods
     return response
-
-
-async def _request_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestError)
-    return error.response()
 
 
 class Gate:

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, get_type_hints
 
 from fastapi import APIRouter
-from pydantic import BaseModel
 from scipy import special
 
 from hafrm.serving.service import RewardService
@@ -52,13 +51,6 @@ class Protocol:
             response_model=hints["return"],
             include_in_schema=path == self.paths[0],
         )
-
-
-class Usage(BaseModel):
-    """Tokens of the request, in OpenAI's format."""
-
-    prompt_tokens: int
-    total_tokens: int
 
 
 def shown(rewards: Sequence[float], *, activated: bool) -> list[float]:

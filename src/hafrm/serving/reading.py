@@ -14,11 +14,9 @@ from dataclasses import dataclass, replace
 from hafrm.encoding import ConversationEncoder, OverlongError, TokenGroup, common_prefix
 from hafrm.errors import BadRowReason, printable
 from hafrm.frame import frame_of
+from hafrm.models.remote import OVERLONG
 from hafrm.pairs import Conversation, Prompt
 from hafrm.templates import TemplateRefusalError
-
-OVERLONG = "overlong"
-"""Why a text over the model's limit has no reward."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ class Reader:
     def __init__(self, encoder: ConversationEncoder, stops: Sequence[int] = ()) -> None:
         self.encoder, self._stops = encoder, stops
         self._strict = replace(self.encoder, overlong="drop")
-        self._frame = frame_of(encoder.tokenizer, stops)
+        self.frame = frame_of(encoder.tokenizer, stops)
 
     def copy(self) -> Reader:
         """Return a reader for another thread, with a separate tokenizer."""
@@ -138,10 +136,6 @@ class Reader:
             for i, item in enumerate(inputs)
         ]
 
-    def bare_response(self, text: str) -> str:
-        """Return a response's text without the stop token that ended its generation."""
-        return self._frame.without_stop(text)
-
     def _read(self, item: Prompt | str | PromptedText | TokenIds | Unfit) -> Reading:
         if isinstance(item, Unfit):
             return Reading(unscored=item.reason, fault=item.fault)
@@ -153,12 +147,12 @@ class Reader:
                 fault = f"Token ids of this model are from 0 to {rows - 1}."
                 return Reading(tokens=len(item.ids), unscored=BadRowReason.WRONG_TYPE.value, fault=fault)
             if self.encoder.scored_at == "template":
-                return self._of_ids(*self._frame.restored_ids(item.ids), border=None)
-            item = str(self._frame.tokenizer.decode(item.ids, skip_special_tokens=False))
+                return self._of_ids(*self.frame.restored_ids(item.ids), border=None)
+            item = str(self.frame.tokenizer.decode(item.ids, skip_special_tokens=False))
         if isinstance(item, PromptedText):
-            text, prompt, ended = self._frame.restored(item.text, item.prompt)
+            text, prompt, ended = self.frame.restored(item.text, item.prompt)
         else:
-            text, prompt, ended = self._frame.restored(item)
+            text, prompt, ended = self.frame.restored(item)
         (ids,) = self.encoder.text_ids([self.encoder.ended(text)])
         border = common_prefix([ids[:-1], *self.encoder.text_ids([prompt])]) if prompt else None
         return self._of_ids(ids, ended, border=border)

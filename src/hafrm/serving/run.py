@@ -10,10 +10,8 @@ from pathlib import Path
 
 from hafrm.errors import ConfigError, MissingExtraError, printable
 from hafrm.http import api_key
+from hafrm.models.remote import API_KEY
 from hafrm.serving.config import ServeConfig, is_loopback
-
-API_KEY = "HAFRM_API_KEY"
-"""The environment variable with the key that clients must send."""
 
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 _FILES_RESERVED = 64  # open files for everything except connections
@@ -32,11 +30,8 @@ def serve(config: ServeConfig) -> None:
     if missing:
         raise MissingExtraError(f"hafrm serve needs {', '.join(missing)}: pip install 'hafrm[serve]'")
     key = api_key(API_KEY) or None
-    listener = _listen(config.host, config.port)
-    try:
+    with _listen(config.host, config.port) as listener:
         _serve(config, listener, key)
-    finally:
-        listener.close()
 
 
 def _serve(config: ServeConfig, listener: socket.socket, key: str | None) -> None:

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from hafrm.encoding import TokenGroup
 from hafrm.errors import ConfigError, ModelError
+from hafrm.models.remote import OVERLONG
 from hafrm.models.scorers import POLICY_HEAD, HybridScorer, Scorer, TokenScorer, TokenTerms
 from hafrm.models.sources import stop_tokens
 from hafrm.models.tokens import TokenRewards
@@ -22,7 +23,7 @@ from hafrm.pairs import Conversation
 from hafrm.serving.batcher import Batcher, Job
 from hafrm.serving.config import ServeConfig
 from hafrm.serving.errors import RequestError
-from hafrm.serving.reading import OVERLONG, Input, Reader, Reading, pieces
+from hafrm.serving.reading import Input, Reader, Reading, pieces
 from hafrm.serving.sharing import regrouped
 
 _AT_ONCE = 32
@@ -103,7 +104,7 @@ class ServedModel:
         )
         reader = Reader(scorer.encoder, stop_tokens(source))
         self.readers = {"small": reader, "large": reader.copy()}
-        self.bare_response = reader.bare_response
+        self.bare_response = reader.frame.without_stop
 
     @property
     def max_length(self) -> int:

@@ -34,7 +34,7 @@ from hafrm.serving.messages import (
     input_of,
     prompt_alone,
 )
-from hafrm.serving.protocol import Protocol, Usage, best_first, shown
+from hafrm.serving.protocol import Protocol, best_first, shown
 from hafrm.serving.reading import Input, Reader
 from hafrm.serving.service import Scored
 from hafrm.serving.tei import TeiRanked, tei_ranking
@@ -72,6 +72,13 @@ class PoolingRequest(_Request, Columns):
         if self.messages and self.messages[-1].role == "user":
             return [prompt_alone(self.messages, columns)]
         return [conversation(self.messages[:-1], self.messages[-1:], columns)]
+
+
+class Usage(BaseModel):
+    """Tokens of the request, in OpenAI's format."""
+
+    prompt_tokens: int
+    total_tokens: int
 
 
 class _Answer(BaseModel):

@@ -90,6 +90,16 @@ class ListScore:
     unscored: str = ""
     """Why a response has no reward: "overlong", or "refused_by_template"."""
 
+    @property
+    def right(self) -> list[float]:
+        """Rewards of the correct responses that have one."""
+        return [reward for reward in self.rewards[: self.correct] if reward is not None]
+
+    @property
+    def wrong(self) -> list[float]:
+        """Rewards of the other responses that have one."""
+        return [reward for reward in self.rewards[self.correct :] if reward is not None]
+
 
 @dataclass(frozen=True, slots=True)
 class Observation:

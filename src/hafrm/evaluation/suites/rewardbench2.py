@@ -66,13 +66,9 @@ def _observe(scores: Sequence[ListScore]) -> list[Observation]:
 
 
 def _credit(score: ListScore) -> float:
-    rewards = _rewards(score)
-    winners = [place for place, reward in enumerate(rewards) if reward == max(rewards)]
-    return sum(place < score.correct for place in winners) / len(winners)
-
-
-def _rewards(score: ListScore) -> list[float]:
-    return [reward for reward in score.rewards if reward is not None]
+    best = max(*score.right, *score.wrong)
+    winners = score.right.count(best)
+    return winners / (winners + score.wrong.count(best))
 
 
 def _observe_ties(scores: Sequence[ListScore]) -> list[Observation]:
@@ -89,8 +85,7 @@ def _observe_ties(scores: Sequence[ListScore]) -> list[Observation]:
 
 
 def _observe_margins(number: str, *, tied: ListScore, ref: ListScore) -> list[Observation]:
-    correct = _rewards(tied)[: tied.correct]
-    spread, gap = max(correct) - min(correct), _gap(tied)
+    spread, gap = max(tied.right) - min(tied.right), _gap(tied)
     nearest = min(gap, _gap(ref))
     quotient = nearest / spread if spread else math.copysign(math.inf, nearest)
     margin = math.tanh(quotient - 1) if spread or nearest else 0.0
@@ -99,8 +94,7 @@ def _observe_margins(number: str, *, tied: ListScore, ref: ListScore) -> list[Ob
 
 
 def _gap(score: ListScore) -> float:
-    rewards = _rewards(score)
-    return min(rewards[: score.correct]) - max(rewards[score.correct :])
+    return min(score.right) - max(score.wrong)
 
 
 def _chance(scores: Sequence[ListScore]) -> list[Observation]:

@@ -61,10 +61,8 @@ def _parse(reader: Row, part: str) -> Item:
 def _observe(scores: Sequence[ListScore]) -> list[Observation]:
     found = []
     for score in scores:
-        rewards = [reward for reward in score.rewards if reward is not None]
-        right, wrong = rewards[: score.correct], rewards[score.correct :]
-        rank = 1 + sum(reward >= max(right) for reward in wrong)
-        found.append(Observation((_SUBSET, "accuracy"), score.group, float(min(right) > max(wrong))))
+        rank = 1 + sum(reward >= max(score.right) for reward in score.wrong)
+        found.append(Observation((_SUBSET, "accuracy"), score.group, float(min(score.right) > max(score.wrong))))
         found.append(Observation((_SUBSET, "MRR"), score.group, 1 / rank))
     return found
 

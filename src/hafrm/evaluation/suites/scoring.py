@@ -12,7 +12,7 @@ from typing import Any
 from hafrm import atomic
 from hafrm.data import OnBadRow
 from hafrm.errors import ConfigError
-from hafrm.evaluation.scoring import response_length, scored_chunks, split_outcomes
+from hafrm.evaluation.scoring import response_length, scored_chunks
 from hafrm.evaluation.suites.items import Item, ItemSet, ListScore
 from hafrm.models.scorers import Scorer
 from hafrm.store import LineFile
@@ -34,8 +34,7 @@ def score_items(
     progress: Callable[[int], None] = lambda done: None,
 ) -> Iterator[ListScore]:
     """Score all responses of every item; see `score_pairs`."""
-    for item, outcomes in scored_chunks(scorer, items, on_bad_row=on_bad_row, progress=progress):
-        rewards, unscored = split_outcomes(outcomes)
+    for item, rewards, unscored in scored_chunks(scorer, items, on_bad_row=on_bad_row, progress=progress):
         yield ListScore(
             model=model,
             data=data,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
-import math
 import re
 import reprlib
 from collections import Counter
@@ -18,6 +17,7 @@ from decimal import Decimal
 from typing import Any, TypeGuard
 
 from hafrm.errors import BadRowError, BadRowReason
+from hafrm.options import is_finite
 from hafrm.pairs import MESSAGE_KEYS, ROLES, TEMPLATE_COLUMNS, Message, Prompt, plain
 
 MEDIA_COLUMNS = ("image", "images", "audio", "audios", "video", "videos")
@@ -449,7 +449,7 @@ class Row:
         value = typed(self.fields.get(name))
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or not _is_finite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or not is_finite(value):
             raise self.unfit(name, value, "a finite number, or leave the field out")
         return float(value)
 
@@ -495,13 +495,6 @@ def _strings(value: object) -> list[str]:
 
 def _is_blank(value: object) -> bool:
     return isinstance(value, str) and not value.strip()
-
-
-def _is_finite(value: float | Decimal) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer too large for a float
-        return False
 
 
 def short(value: object) -> str:

@@ -82,8 +82,8 @@ def encode_pairs(
     """
     count, waiting = _Count(encoder, options), iter(pairs)
     with closing(TableWriter(folder, len(cast(Any, encoder.tokenizer)))) as writer:
-        while read := _add_pairs(writer, count, islice(waiting, limit and limit - count.kept), progress):
-            if limit is None or count.kept == limit or not read:
+        while _add_pairs(writer, count, islice(waiting, limit and limit - count.kept), progress):
+            if limit is None or count.kept == limit:
                 break
         if isinstance(waiting, Generator):
             waiting.close()  # completes the reports

@@ -286,7 +286,7 @@ def _trainer(run: _Run, callbacks: Sequence[TrainerCallback], progress: ConsoleP
     config, args, pairs = run.config, run.args, run.data.train
     order = pair_order(args, pairs.pairs["prompt"], batch_by=config.data_options.batch_by)
     reference = ReferenceSource(
-        config.resolved_loss, run.model, run.layout, args, weights=run.info.base_digest, tokens=run.tokens
+        run.objective, run.model, run.layout, args, weights=run.info.base_digest, tokens=run.tokens
     )
     trainer = HybridTrainer(
         run.model,

@@ -17,10 +17,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hafrm.errors import BadRowError, BadRowReason, DataError
-from hafrm.pairs import TEMPLATE_COLUMNS, Conversation, PreferencePair, Prompt
+from hafrm.pairs import TEMPLATE_COLUMNS, Conversation, Message, PreferencePair, Prompt, plain
 from hafrm.rows import Row, begins_with, is_list, short
 
 _READ_COLUMNS = frozenset({"prompt", "chosen", "rejected", "response", "system", "margin", "group", *TEMPLATE_COLUMNS})
+
+
+_LARGEST_MARGIN = 1e6
+"""Largest margin accepted: above it the loss and its gradients overflow, so the data must be wrong."""
 
 
 def row_schema(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -55,7 +59,7 @@ def parse_pair(row: Mapping[str, Any], *, source: str, number: int, part: int = 
     arguments = reader.template_columns()
     chosen, rejected = reader.messages("chosen", "assistant"), reader.messages("rejected", "assistant")
     if all(turns and turns[0].role != "assistant" for turns in (chosen, rejected)):  # both begin with the prompt
-        turns, chosen, rejected = reader.split_common_turns(chosen, rejected)
+        turns, chosen, rejected = _split_common_turns(reader, chosen, rejected)
     elif reader.has("prompt"):
         turns = reader.messages("prompt", "user")
     else:
@@ -72,12 +76,53 @@ def parse_pair(row: Mapping[str, Any], *, source: str, number: int, part: int = 
         prompt=Prompt(turns, arguments),
         chosen=chosen,
         rejected=rejected,
-        margin=reader.margin(),
+        margin=_margin(reader),
         group=reader.string_or_none("group") or "",
         source=source,
         row=number,
         part=part,
     )
+
+
+def _split_common_turns(
+    row: Row, chosen: tuple[Message, ...], rejected: tuple[Message, ...]
+) -> tuple[tuple[Message, ...], tuple[Message, ...], tuple[Message, ...]]:
+    """Find the implicit prompt, that is the leading turns that both share up to an assistant turn.
+
+    Raises:
+        BadRowError: there are none, or the field `prompt` contains text that is missing from them.
+    """
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
+        shared += 1
+    while shared and not all(len(turns) > shared and turns[shared].role == "assistant" for turns in (chosen, rejected)):
+        shared -= 1
+    if not shared:
+        raise row.error(
+            BadRowReason.MISSING_FIELD,
+            "prompt",
+            "is missing, and `chosen` and `rejected` share no leading turns that an assistant turn follows",
+            "Add a `prompt` field, or make both conversations begin with the same turns.",
+        )
+    known = {plain(message.text) for message in chosen[:shared]} | {""}
+    stated = row.messages("prompt", "user") if row.has("prompt") else ()
+    if any(plain(message.text) not in known for message in stated):
+        raise row.error(
+            BadRowReason.WRONG_TYPE,
+            "prompt",
+            "contains text that is missing from the turns with which `chosen` and `rejected` begin",
+            "Give the prompt once: in `prompt`, with `chosen` and `rejected` beginning at the assistant's turn.",
+        )
+    return chosen[:shared], chosen[shared:], rejected[shared:]
+
+
+def _margin(row: Row) -> float | None:
+    """Return the row's margin, in units of reward."""
+    value = row.number_or_none("margin")
+    if value is not None and abs(value) > _LARGEST_MARGIN:
+        problem = f"is {value!r}, beyond {_LARGEST_MARGIN:g}"
+        raise row.error(BadRowReason.WRONG_TYPE, "margin", problem, "Give it in units of reward.")
+    return value
 
 
 def parse_conversation(row: Mapping[str, Any], *, source: str, number: int) -> Conversation:

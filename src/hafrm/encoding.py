@@ -140,10 +140,8 @@ class ConversationEncoder:
             For each item its token group, or the error that `encode` would raise.
         """
         waiting = iter(items)
-        outcomes: list[Encoded] = []
-        while chunk := list(islice(waiting, _CHUNK)):
-            outcomes.extend(self._encode_chunk(chunk))
-        return outcomes
+        chunks = iter(lambda: list(islice(waiting, _CHUNK)), [])
+        return [outcome for chunk in chunks for outcome in self._encode_chunk(chunk)]
 
     def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenize rendered texts without adding anything."""

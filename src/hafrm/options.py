@@ -2,14 +2,14 @@
 
 Types are checked too: a dataclass built in Python is refused in the same words as a command line.
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-method: str = "ppo"
-clip: float = option(0.2, above=0, only=("ppo",))
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        method: str = "ppo"
+        clip: float = option(0.2, above=0, only=("ppo",))
 
-def __post_init__(self) -> None:
-check(self)
-refuse_unread(self, self.method, f"--method {self.method}")
+        def __post_init__(self) -> None:
+            check(self)
+            refuse_unread(self, self.method, f"--method {self.method}")
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import math
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from decimal import Decimal
 from difflib import get_close_matches
 from enum import Enum
 from functools import cache
@@ -144,12 +145,13 @@ def problem(value: Any, kind: Any, rule: Rule | None = None) -> str:
         return f"must be {described(kind)}, got {value!r:.80}{near}"
     if not _fits(value, float):
         return ""
-    if not _is_finite(value):
+    if not is_finite(value):
         return f"must be a finite number, got {value!r:.80}"
     return "" if rule is None or rule.allows(value) else f"must be {rule}, got {value}"
 
 
-def _is_finite(value: float) -> bool:
+def is_finite(value: float | Decimal) -> bool:
+    """Return whether a number is finite as a float."""
     try:
         return math.isfinite(value)
     except OverflowError:  # a whole number beyond all floats

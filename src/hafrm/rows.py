@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
-import math
 import re
 import reprlib
 from collections import Counter
@@ -18,6 +17,7 @@ from decimal import Decimal
 from typing import Any, TypeGuard
 
 from hafrm.errors import BadRowError, BadRowReason
+from hafrm.options import is_finite
 from hafrm.pairs import MESSAGE_KEYS, ROLES, TEMPLATE_COLUMNS, Message, Prompt, plain
 
 MEDIA_COLUMNS = ("image", "images", "audio", "audios", "video", "videos")
@@ -44,9 +44,6 @@ _RESERVED_ARGUMENTS = frozenset(
 
 TEXT_PARTS = ("text", "input_text", "output_text")
 """Types of text parts in a message's content, as in chat and responses APIs."""
-
-_LARGEST_MARGIN = 1e6
-"""Largest margin accepted: above it the loss and its gradients overflow, so the data must be wrong."""
 
 _TRANSCRIPT_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant|System):[ ]?")
 _TRANSCRIPT_ROLES = {"Human": "user", "Assistant": "assistant", "System": "system"}
@@ -345,39 +342,6 @@ class Row:
             problem = f"is not valid Unicode (lone surrogate at character {error.start})"
             raise self.error(BadRowReason.INVALID_TEXT, name, problem, "Repair the file's encoding.") from None
 
-    def split_common_turns(
-        self, chosen: tuple[Message, ...], rejected: tuple[Message, ...]
-    ) -> tuple[tuple[Message, ...], tuple[Message, ...], tuple[Message, ...]]:
-        """Find the implicit prompt, that is the leading turns that both share up to an assistant turn.
-
-        Raises:
-            BadRowError: there are none, or the field `prompt` contains text that is missing from them.
-        """
-        shared = 0
-        while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
-            shared += 1
-        while shared and not all(
-            len(turns) > shared and turns[shared].role == "assistant" for turns in (chosen, rejected)
-        ):
-            shared -= 1
-        if not shared:
-            raise self.error(
-                BadRowReason.MISSING_FIELD,
-                "prompt",
-                "is missing, and `chosen` and `rejected` share no leading turns that an assistant turn follows",
-                "Add a `prompt` field, or make both conversations begin with the same turns.",
-            )
-        known = {plain(message.text) for message in chosen[:shared]} | {""}
-        stated = self.messages("prompt", "user") if self.has("prompt") else ()
-        if any(plain(message.text) not in known for message in stated):
-            raise self.error(
-                BadRowReason.WRONG_TYPE,
-                "prompt",
-                "contains text that is missing from the turns with which `chosen` and `rejected` begin",
-                "Give the prompt once: in `prompt`, with `chosen` and `rejected` beginning at the assistant's turn.",
-            )
-        return chosen[:shared], chosen[shared:], rejected[shared:]
-
     def check_response(self, name: str, response: Sequence[Message]) -> None:
         """Raise unless a response starts and ends with assistant turns, each with text or tool calls."""
         empty = next((m for m in response if m.role == "assistant" and not m.text.strip()), None)
@@ -449,17 +413,9 @@ class Row:
         value = typed(self.fields.get(name))
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or not _is_finite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or not is_finite(value):
             raise self.unfit(name, value, "a finite number, or leave the field out")
         return float(value)
-
-    def margin(self) -> float | None:
-        """Return the row's margin, in units of reward."""
-        value = self.number_or_none("margin")
-        if value is not None and abs(value) > _LARGEST_MARGIN:
-            problem = f"is {value!r}, beyond {_LARGEST_MARGIN:g}"
-            raise self.error(BadRowReason.WRONG_TYPE, "margin", problem, "Give it in units of reward.")
-        return value
 
     def string_or_none(self, name: str) -> str | None:
         """Return an optional string; integers are converted to their digits."""
@@ -495,13 +451,6 @@ def _strings(value: object) -> list[str]:
 
 def _is_blank(value: object) -> bool:
     return isinstance(value, str) and not value.strip()
-
-
-def _is_finite(value: float | Decimal) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer too large for a float
-        return False
 
 
 def short(value: object) -> str:

@@ -82,8 +82,8 @@ def encode_pairs(
     """
     count, waiting = _Count(encoder, options), iter(pairs)
     with closing(TableWriter(folder, len(cast(Any, encoder.tokenizer)))) as writer:
-        while read := _add_pairs(writer, count, islice(waiting, limit and limit - count.kept), progress):
-            if limit is None or count.kept == limit or not read:
+        while _add_pairs(writer, count, islice(waiting, limit and limit - count.kept), progress):
+            if limit is None or count.kept == limit:
                 break
         if isinstance(waiting, Generator):
             waiting.close()  # completes the reports
@@ -95,7 +95,8 @@ def _add_pairs(
 ) -> int:
     """Encode pairs and write them; return how many were read."""
     before = count.read
-    with closing(_encoded_chunks(_chunks(pairs), count.encoder)) as encoded:
+    chunks = iter(lambda: list(islice(pairs, _CHUNK)), [])
+    with closing(_encoded_chunks(chunks, count.encoder)) as encoded:
         for chunk, outcomes in encoded:
             for pair, outcome in zip(chunk, outcomes, strict=True):
                 if isinstance(outcome, TokenGroup):
@@ -103,12 +104,6 @@ def _add_pairs(
                 count.add(pair, outcome)
             progress(count.read)
     return count.read - before
-
-
-def _chunks(pairs: Iterable[PreferencePair]) -> Iterator[list[PreferencePair]]:
-    waiting = iter(pairs)
-    while chunk := list(islice(waiting, _CHUNK)):
-        yield chunk
 
 
 def _encoded_chunks(

@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow
 
-from hafrm.errors import UnreadableError
+from hafrm.errors import UnreadableError, first_line
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -124,9 +124,6 @@ class _GzipBytes(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def seekable(self) -> bool:
-        return True
-
     def readinto(self, buffer: WriteableBuffer, /) -> int:
         view = memoryview(buffer)
         data = b"" if self._ended else self._read(len(view))
@@ -143,13 +140,6 @@ class _GzipBytes(io.RawIOBase):
             self._ended = True
             _warn_of_rest(self._path)
             return b""
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        self._ended = False
-        return self._gzip.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._gzip.tell()
 
     def close(self) -> None:
         self._gzip.close()
@@ -168,8 +158,7 @@ def _warn_of_rest(path: Path) -> None:
 def _problem(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"can't be opened ({error.strerror}). Check the path and its permissions."
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return (
-        f"can't be read and seems damaged ({reason}). Download or write the file again, and check that its name "
-        "matches its format."
+        f"can't be read and seems damaged ({first_line(error)}). Download or write the file again, and check that its "
+        "name matches its format."
     )

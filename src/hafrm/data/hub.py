@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hafrm.data.rowfiles import arrow_row
-from hafrm.errors import UnreadableError
+from hafrm.errors import UnreadableError, first_line
 from hafrm.hub import work_offline_if_unreachable
 from hafrm.rows import Row
 
@@ -30,10 +30,8 @@ def hub_rows(path: str, arguments: Mapping[str, Any], *, split: str, source: str
     try:
         dataset = load_dataset(path, split=split, **arguments)
     except Exception as error:  # errors of the hub, the network and file formats share no base class
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UnreadableError(
-            f"{hub_call(path, arguments, split=split)} failed: {reason.rstrip('.')}. {remedy}"
-        ) from error
+        call = hub_call(path, arguments, split=split)
+        raise UnreadableError(f"{call} failed: {first_line(error).rstrip('.')}. {remedy}") from error
     return (Row(arrow_row(row), source, number) for number, row in enumerate(dataset, start=1))
 
 

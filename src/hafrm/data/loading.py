@@ -30,7 +30,7 @@ from hafrm.data.memory import MemoryData, data_names_of
 from hafrm.data.names import Selection, exists, parsed
 from hafrm.data.options import ReadOptions
 from hafrm.data.registry import NAMED_SOURCES, TEST_SHARE, VALIDATION_SHARE, NamedSource
-from hafrm.data.reports import Drop, Outcome, PairSet, SourceReport, fingerprinted
+from hafrm.data.reports import Drop, Outcome, PairSet, SourceReport, completed
 from hafrm.data.rowfiles import FORMATS, files_named, has_known_suffix, read_rows, saved_files
 from hafrm.data.simulated import is_simulated, simulated_names, simulated_source
 from hafrm.data.splits import split_by_group
@@ -140,14 +140,7 @@ def _open(name: str, split: str, options: ReadOptions) -> PairSource:
     if found.split and not source.report.split:
         raise ConfigError(f"{name}: a file is read whole and has no splits. Leave out #{found.split}.")
     source.report.name = name
-    return replace(source, pairs=_completed(source))
-
-
-def _completed(source: PairSource) -> Iterator[PreferencePair]:
-    """Yield a source's pairs, add their fingerprint to the report, and raise if there are none."""
-    yield from fingerprinted(source.pairs, source.report)
-    if not source.report.kept:
-        raise DataError(f"{source.report.name}: {_account(source.report)}")
+    return replace(source, pairs=completed(source.pairs, source.report))
 
 
 def _source(name: str, split: str, options: ReadOptions, selection: Selection, *, given: bool) -> PairSource:
@@ -237,23 +230,15 @@ def _load_folder(name: str, split: str, options: ReadOptions, selection: Selecti
     return _of_files(files, report, options, selection)
 
 
-def _of_files(
-    paths: Sequence[Path],
-    report: SourceReport,
-    options: ReadOptions,
-    selection: Selection,
-    named: NamedSource | None = None,
-) -> PairSource:
-    def rows() -> Iterator[Row]:
-        for path in paths:
-            yield from read_rows(path)
-
+def _of_files(paths: Sequence[Path], report: SourceReport, options: ReadOptions, selection: Selection) -> PairSource:
     report.read_from += map(str, paths)
-    if named is None:
-        source = _of_rows(rows, report, options, selection)
-        return replace(source, reads=paths, key=["", str(selection)])
-    pairs = read_pairs(rows(), report, options, named=_mapping(named, report))  # `_load_named` selects from them
-    return PairSource(pairs, report, paths, [named.name, str(selection)])
+    source = _of_rows(lambda: _rows_of(paths), report, options, selection)
+    return replace(source, reads=paths, key=["", str(selection)])
+
+
+def _rows_of(paths: Sequence[Path]) -> Iterator[Row]:
+    for path in paths:
+        yield from read_rows(path)
 
 
 def _of_rows(
@@ -319,15 +304,18 @@ def _load_named(name: str, split: str, options: ReadOptions, selection: Selectio
     _require_split(name, split)
     own_split = "test" if split == "test" and source.has_test else "train"
     report = SourceReport(name=name, kind="named", split=split, licence=source.licence, notes=list(source.notes))
+    files: list[Path] = []
     if location:
         files = _copied_files(name, Path(location), _file_split(source, own_split))
-        found = _of_files(files, report, options, selection, source)
+        report.read_from += map(str, files)
+        rows = _rows_of(files)
     else:
-        found = PairSource(_download(source, own_split, report, options), report)
+        rows = _download(source, own_split, report)
+    pairs = read_pairs(rows, report, options, named=_mapping(source, report))
     if own_split == "train":
-        drawn = _draw(list(found.pairs), split, report, has_test=source.has_test, seed=options.split_seed)
-        found = replace(found, pairs=iter(drawn))
-    return replace(found, pairs=_selected_pairs(found.pairs, report, selection, options))
+        pairs = iter(_draw(list(pairs), split, report, has_test=source.has_test, seed=options.split_seed))
+    key = [source.name, str(selection)] if location else None
+    return PairSource(_selected_pairs(pairs, report, selection, options), report, files, key)
 
 
 def _selected_pairs(
@@ -344,7 +332,7 @@ def _selected_pairs(
     return iter(kept)
 
 
-def _download(source: NamedSource, split: str, report: SourceReport, options: ReadOptions) -> Iterator[PreferencePair]:
+def _download(source: NamedSource, split: str, report: SourceReport) -> Iterator[Row]:
     on_hub = _file_split(source, split)
     report.read_from.append(hub_call(source.path, source.arguments, split=on_hub))
     remedy = (
@@ -352,8 +340,7 @@ def _download(source: NamedSource, split: str, report: SourceReport, options: Re
         f"{source.name}@PATH."
     )
     place = f"{source.name}/{split}"
-    rows = hub_rows(source.path, source.arguments, split=on_hub, source=place, remedy=remedy)
-    return read_pairs(rows, report, options, named=_mapping(source, report))
+    return hub_rows(source.path, source.arguments, split=on_hub, source=place, remedy=remedy)
 
 
 def _file_split(source: NamedSource, split: str) -> str:
@@ -435,22 +422,3 @@ def _advice(name: str) -> str:
         f"{did_you_mean}`hafrm data list` lists the known names. You can also give the path of a file ({FORMATS}) or "
         "of a folder, or hub:OWNER/NAME; #SPLIT after a name selects another split than the command's default."
     )
-
-
-_REMEDIES = {
-    "one_response": "A pair needs two responses to a prompt, with different labels or scores.",
-    "tie": "A pair needs responses with different labels or scores.",
-}
-"""Remedies for sources without usable rows, by the most frequent reason."""
-
-
-def _account(report: SourceReport) -> str:
-    """Explain why a source has no pairs."""
-    if not report.rows:
-        return "contains no rows. Give data with at least one pair."
-    left_out = report.left_out
-    counts = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
-    form = f", read as {report.form}" if report.form else ""
-    remedy = _REMEDIES.get(left_out.most_common(1)[0][0] if left_out else "", "Use another split, or other data.")
-    remedy = f"The first bad row: {report.first_fault}" if report.first_fault else remedy
-    return f"none of its {report.rows} rows is usable{form} ({counts}). {remedy}"

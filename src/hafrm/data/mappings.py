@@ -58,8 +58,7 @@ def read_pairs(
 
 
 def _named_pairs(named: Callable[[Row], Outcome | Iterable[Outcome]], row: Row) -> Iterator[PreferencePair | Drop]:
-    found = named(row)
-    outcomes = [found] if isinstance(found, Mapping | Drop) else list(found)
+    outcomes = list(Form("", (), named).rows(row))
     for part, outcome in enumerate(outcomes, start=1 if len(outcomes) > 1 else 0):
         if isinstance(outcome, Drop):
             yield outcome

@@ -7,7 +7,7 @@ string that also refers to the rows, so that options remain plain values in mani
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import PathLike, fspath
 from typing import Any
 
@@ -150,7 +150,7 @@ def _values(held: Any) -> Iterator[Any]:
         require_once(held.columns, _kind(held))
         for start in range(0, len(held), _BATCH):
             for row in held.iloc[start : start + _BATCH].to_dict("records"):
-                yield arrow_row({str(name): _filled(plain_value(value)) for name, value in row.items()})
+                yield arrow_row({str(name): plain_value(value, _filled) for name, value in row.items()})
     elif hasattr(held, "to_batches"):  # pyarrow
         require_once(held.schema.names, _kind(held))
         for batch in held.to_batches(max_chunksize=_BATCH):
@@ -171,23 +171,19 @@ def _with_index(frame: Any) -> Any:
     return frame.reset_index(level=named) if named else frame
 
 
-def plain_value(value: Any) -> Any:
-    """Return a value with Python's numbers and lists for those of numpy."""
+def plain_value(value: Any, of_scalar: Callable[[Any], Any] = lambda value: value) -> Any:
+    """Return a value with Python's numbers and lists for those of numpy; `of_scalar` converts all other values."""
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, Mapping):
-        return {name: plain_value(each) for name, each in value.items()}
+        return {name: plain_value(each, of_scalar) for name, each in value.items()}
     if is_list(value):
-        return [plain_value(each) for each in value]
-    return value.item() if isinstance(value, np.generic) else value
+        return [plain_value(each, of_scalar) for each in value]
+    return of_scalar(value.item() if isinstance(value, np.generic) else value)
 
 
 def _filled(value: Any) -> Any:
-    """Return a cell of a DataFrame with None for missing values."""
-    if isinstance(value, Mapping):
-        return {name: _filled(each) for name, each in value.items()}
-    if is_list(value):
-        return [_filled(each) for each in value]
+    """Return None for a missing value of a DataFrame."""
     # NaN, NaT and pandas' NA are the values that are not equal to themselves
     same = value == value
     return value if same is True else None

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from hafrm.data.options import OnBadRow
-from hafrm.errors import BadRowError, printable
+from hafrm.errors import BadRowError, DataError, printable
 from hafrm.pairs import PreferencePair
 from hafrm.rows import Row
 
@@ -152,8 +152,12 @@ def fingerprint(pairs: Iterable[_HasRow]) -> str:
     return digest.hexdigest()
 
 
-def fingerprinted(pairs: Iterable[PreferencePair], report: SourceReport) -> Iterator[PreferencePair]:
-    """Yield the pairs, then store the `fingerprint` of those that were taken in the report."""
+def completed(pairs: Iterable[PreferencePair], report: SourceReport) -> Iterator[PreferencePair]:
+    """Yield the pairs, then store the `fingerprint` of those that were taken in the report.
+
+    Raises:
+        DataError: there are none.
+    """
     digest = hashlib.sha256()
     try:
         for pair in pairs:
@@ -161,6 +165,27 @@ def fingerprinted(pairs: Iterable[PreferencePair], report: SourceReport) -> Iter
             yield pair
     finally:
         report.sha256 = digest.hexdigest()
+    if not report.kept:
+        raise DataError(f"{report.name}: {_why_none(report)}")
+
+
+_REMEDIES = {
+    "one_response": "A pair needs two responses to a prompt, with different labels or scores.",
+    "tie": "A pair needs responses with different labels or scores.",
+}
+"""Remedies for sources without usable rows, by the most frequent reason."""
+
+
+def _why_none(report: SourceReport) -> str:
+    """Explain why a source has no pairs."""
+    if not report.rows:
+        return "contains no rows. Give data with at least one pair."
+    left_out = report.left_out
+    counts = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+    form = f", read as {report.form}" if report.form else ""
+    remedy = _REMEDIES.get(left_out.most_common(1)[0][0] if left_out else "", "Use another split, or other data.")
+    remedy = f"The first bad row: {report.first_fault}" if report.first_fault else remedy
+    return f"none of its {report.rows} rows is usable{form} ({counts}). {remedy}"
 
 
 def _canonical(pair: _HasRow) -> bytes:

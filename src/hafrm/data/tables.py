@@ -108,7 +108,12 @@ class PairTables(Sequence[TokenGroup]):
         account: Account,
         folder: Path | None = None,
     ) -> None:
-        self._tokens, self._prompts, self._responses, self._pairs = tokens, prompts, responses, pairs
+        self._tokens, self._prompts, self._responses = tokens, prompts, responses
+        self.pairs = pairs
+        """The table of pairs, [N], with the fields prompt, chosen, rejected (rows of the other tables), margin (NaN if
+        the data has none), source, row, part (see `PreferencePair`), index (number among the pairs that were read),
+        text (of the prompt, hashed) and special_tokens.
+        """
         self.account, self.folder = account, folder
 
     @classmethod
@@ -133,10 +138,10 @@ class PairTables(Sequence[TokenGroup]):
         """Let worker processes open the folder themselves instead of receiving a copy of the arrays."""
         if self.folder is not None:
             return PairTables.open, (self.folder,)
-        return PairTables, (self._tokens, self._prompts, self._responses, self._pairs, self.account)
+        return PairTables, (self._tokens, self._prompts, self._responses, self.pairs, self.account)
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return len(self.pairs)
 
     @overload
     def __getitem__(self, row: int) -> TokenGroup: ...
@@ -147,7 +152,7 @@ class PairTables(Sequence[TokenGroup]):
     def __getitem__(self, row: int | slice) -> TokenGroup | list[TokenGroup]:
         if isinstance(row, slice):
             return [self[each] for each in range(*row.indices(len(self)))]
-        pair = self._pairs[row]
+        pair = self.pairs[row]
         responses = (self.response(int(pair["chosen"])), self.response(int(pair["rejected"])))
         return TokenGroup(self._ids(self._prompts[pair["prompt"]]), responses)
 
@@ -164,14 +169,6 @@ class PairTables(Sequence[TokenGroup]):
         return tuple(self._tokens[start : start + int(span["length"])].tolist())
 
     @property
-    def pairs(self) -> np.ndarray:
-        """The table of pairs, [N], with the fields prompt, chosen, rejected (rows of the other tables), margin (NaN if
-        the data has none), source, row, part (see `PreferencePair`), index (number among the pairs that were read),
-        text (of the prompt, hashed) and special_tokens.
-        """
-        return self._pairs
-
-    @property
     def num_responses(self) -> int:
         """R, the number of distinct responses."""
         return len(self._responses)
@@ -179,42 +176,42 @@ class PairTables(Sequence[TokenGroup]):
     @property
     def margins(self) -> np.ndarray:
         """The margins, [N], float32; 0 where the data has none."""
-        margins: np.ndarray = np.nan_to_num(self._pairs["margin"], nan=0.0)
+        margins: np.ndarray = np.nan_to_num(self.pairs["margin"], nan=0.0)
         return margins
 
     @property
     def kept(self) -> np.ndarray:
         """Index of each pair among those that were read, [N]."""
-        index: np.ndarray = self._pairs["index"]
+        index: np.ndarray = self.pairs["index"]
         return index
 
     @property
     def identical(self) -> int:
         """Number of pairs whose responses have the same tokens, for example because of truncation."""
-        return int((self._pairs["chosen"] == self._pairs["rejected"]).sum())
+        return int((self.pairs["chosen"] == self.pairs["rejected"]).sum())
 
     @property
     def with_special_tokens(self) -> np.ndarray:
         """Rows of the pairs whose messages contain special tokens, which are encoded like the chat template's own."""
-        return np.flatnonzero(self._pairs["special_tokens"])
+        return np.flatnonzero(self.pairs["special_tokens"])
 
     def prompts_shared_with(self, other: PairTables) -> int:
         """Count the prompts that occur in both tables, by their text; see `hafrm.pairs.prompt_group`."""
-        return len(np.intersect1d(self._pairs["text"], other._pairs["text"]))
+        return len(np.intersect1d(self.pairs["text"], other.pairs["text"]))
 
     def names(self, rows: Sequence[int]) -> list[str]:
         """Return the ids of the pairs in some rows; see `PreferencePair.id`."""
-        found = self._pairs[list(rows)]
+        found = self.pairs[list(rows)]
         return [pair_id(self.account.sources[pair["source"]], pair["row"], pair["part"]) for pair in found]
 
     def longest(self) -> np.ndarray:
         """Return the tokens of the longer sequence of each pair, prompt included, [N]."""
-        longest: np.ndarray = self._prompts["length"][self._pairs["prompt"]] + self.lengths().max(axis=1)
+        longest: np.ndarray = self._prompts["length"][self.pairs["prompt"]] + self.lengths().max(axis=1)
         return longest
 
     def lengths(self) -> np.ndarray:
         """Return the tokens of the chosen and the rejected response of each pair, [N, 2]."""
-        sides = np.stack([self._pairs["chosen"], self._pairs["rejected"]], axis=1)
+        sides = np.stack([self.pairs["chosen"], self.pairs["rejected"]], axis=1)
         lengths: np.ndarray = self._responses["length"][sides]
         return lengths
 

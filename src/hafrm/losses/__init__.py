@@ -20,9 +20,7 @@ without it.
 
 from __future__ import annotations
 
-from hafrm.losses.hybrid import hybrid_loss
-from hafrm.losses.listwise import plackett_luce_loss
-from hafrm.losses.log_probs import PairLogProbs
+from hafrm.losses.hybrid import consistency_loss, hybrid_loss
 from hafrm.losses.named import (
     POLICY_LOSSES,
     PolicyLoss,
@@ -34,6 +32,7 @@ from hafrm.losses.named import (
     uses_reference,
 )
 from hafrm.losses.policies import (
+    PairLogProbs,
     aot_loss,
     aot_unpaired_loss,
     apo_down_loss,
@@ -53,7 +52,6 @@ from hafrm.losses.policies import (
     slic_loss,
     sppo_hard_loss,
 )
-from hafrm.losses.prefixes import consistency_loss
 from hafrm.losses.rewards import (
     PLACKETT_LUCE,
     REWARD_LOSSES,
@@ -62,6 +60,7 @@ from hafrm.losses.rewards import (
     bradley_terry_loss,
     cauchy_loss,
     hinge_reward_loss,
+    plackett_luce_loss,
     probit_loss,
     register_reward_loss,
     reward_centering_penalty,

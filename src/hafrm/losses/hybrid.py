@@ -1,4 +1,7 @@
-"""The sum of a reward loss and a policy loss (Eq. 5)."""
+"""Losses of both heads: the sum of a reward loss and a policy loss (Eq. 5), and the consistency of prefixes' rewards.
+
+Shape letters: B pairs, S sequences, T response tokens.
+"""
 
 from __future__ import annotations
 
@@ -51,3 +54,62 @@ def hybrid_loss(
     import torch
 
     return torch.stack(list(terms.values())).sum(dim=0)
+
+
+def consistency_loss(
+    prefix_rewards: Tensor, log_probs: Tensor, lengths: Tensor, chosen: Tensor, rejected: Tensor
+) -> Tensor:
+    """Compute the intra-trajectory consistency loss of pairs (ICRM, arXiv:2506.09096).
+
+    d_t is the probability that the label is right according to the prefix that ends at token t: the sigmoid of its
+    reward's lead over the mean prefix reward of the other response, or of its lag if the response is the rejected one.
+    The rewards of neighbouring prefixes are pulled together, in proportion to the probability of the token between
+    them:
+
+        sum over t of p(t + 1) * -(d_(t+1) * log d_t + d_t * log d_(t+1)) / 2, divided by the sum of p(t + 1)
+
+    where factors outside the logarithms, the other response's mean and p, the probability of token t + 1 under the
+    policy, have no gradient. A pair's loss is the mean over its two responses. The formula is that of the authors'
+    code, with four differences: p comes from the policy head in training instead of a separate, frozen generator; it is
+    not scaled; means are only over response tokens; and sums are divided by the response's own sum of p instead of a
+    running mean over batches, so that a pair's loss does not depend on other pairs.
+
+    Args:
+        prefix_rewards: Reward of each response up to each of its tokens, [T].
+        log_probs: Log-probs of these tokens, [T].
+        lengths: Tokens of each sequence, [S], at least 1, summing to T.
+        chosen: Index of each pair's better sequence, [B].
+        rejected: Index of each pair's worse sequence, [B].
+
+    Returns:
+        Per-pair loss, [B]; a response of one token adds 0.
+
+    Raises:
+        ValueError: the shapes don't fit together.
+    """
+    import torch
+    from torch.nn.functional import logsigmoid
+
+    if prefix_rewards.ndim != 1 or prefix_rewards.shape != log_probs.shape or chosen.shape != rejected.shape:
+        raise ValueError(
+            f"expected prefix_rewards and log_probs [T], chosen and rejected [B]; got {list(prefix_rewards.shape)}, "
+            f"{list(log_probs.shape)}, {list(chosen.shape)} and {list(rejected.shape)}"
+        )
+    rewards, likely = wide(prefix_rewards), wide(log_probs).detach().exp()
+    sequence = torch.repeat_interleave(lengths)
+    means = rewards.detach().new_zeros(len(lengths)).index_add(0, sequence, rewards.detach()) / lengths
+
+    side, rival = torch.cat([chosen, rejected]), torch.cat([rejected, chosen])
+    sign = rewards.new_ones(len(side))
+    sign[len(chosen) :] = -1
+    steps = lengths[side] - 1
+    of = torch.repeat_interleave(steps)  # which side each of its steps, from a token to the next, belongs to
+    first = (lengths.cumsum(0) - lengths)[side] - (steps.cumsum(0) - steps)
+    at = first[of] + torch.arange(len(of), device=of.device)
+
+    right = [logsigmoid(sign[of] * (rewards[place] - means[rival][of])) for place in (at, at + 1)]
+    before, after = right
+    losses = -likely[at + 1] * (after.detach().exp() * before + before.detach().exp() * after) / 2
+    sums = rewards.new_zeros(2, len(side)).index_add(1, of, torch.stack([losses, likely[at + 1]]))
+    each = sums[0] / sums[1].clamp(min=torch.finfo(sums.dtype).tiny)
+    return (each[: len(chosen)] + each[len(chosen) :]) / 2

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import math
+import operator
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import reduce
 from typing import TYPE_CHECKING
 
-from hafrm.losses.log_probs import PairLogProbs
-from hafrm.losses.policies import COUPLES_PAIRS, POLICY_FUNCTIONS, WITHOUT_REFERENCE
+from hafrm.losses.policies import COUPLES_PAIRS, POLICY_FUNCTIONS, WITHOUT_REFERENCE, PairLogProbs
 from hafrm.losses.shapes import require_label_smoothing, require_positive
 
 if TYPE_CHECKING:
@@ -81,22 +82,15 @@ def named_policy_loss(name: str) -> PolicyLoss:
             weight * POLICY_FUNCTIONS[term](log_probs, **{option: given[option] for option in options_read(term)})
             for term, weight in terms.items()
         )
-        total = next(parts)
-        for part in parts:
-            total = total + part
-        return total
+        return reduce(operator.add, parts)
 
     return loss
 
 
 def options_read(name: str) -> frozenset[str]:
     """Return the fields of `PolicyLossOptions` that a loss uses, so that configs can reject options without effect."""
-    return frozenset(_options(name))
-
-
-def _options(name: str) -> Iterator[str]:
-    for term in loss_terms(name):
-        yield from inspect.signature(POLICY_FUNCTIONS[term]).parameters.keys() - {"log_probs"}
+    signatures = (inspect.signature(POLICY_FUNCTIONS[term]) for term in loss_terms(name))
+    return frozenset(option for each in signatures for option in each.parameters if option != "log_probs")
 
 
 def couples_pairs(name: str) -> bool:

@@ -1,6 +1,7 @@
 """Reward losses: -log P(chosen wins), where P is a distribution function of the reward difference (Eq. 2 and variants).
 
-They take the rewards of pairs. Shape letters: B pairs.
+`plackett_luce_loss` is the loss of whole rankings, computed from their pairs. All take the rewards of pairs.
+Shape letters: B pairs.
 """
 
 from __future__ import annotations
@@ -80,6 +81,41 @@ def cauchy_loss(
     return smoothed(cauchy, reward_difference(chosen, rejected, margin), label_smoothing)
 
 
+def plackett_luce_loss(chosen: Tensor, rejected: Tensor, winners: Tensor, *, margin: Tensor | None = None) -> Tensor:
+    """Compute the negative log-likelihood of rankings under the Plackett-Luce model.
+
+    Each response that won a pair is treated as chosen from itself and the responses that lost to it, with probability
+    exp(r) / (exp(r) + sum of exp(r_lost)). If the pairs are all those of a ranking, these choices are the stages of
+    Plackett-Luce: best of all, best of the rest, and so on. Tied responses, which form no pair, are each chosen from
+    themselves and all responses below. With a single pair, this is the Bradley-Terry loss.
+
+    Args:
+        chosen: Rewards of the preferred responses, [B].
+        rejected: Rewards of the other responses, [B].
+        winners: Which response the preferred one is, integers, [B]. Pairs with equal numbers are one choice.
+        margin: The reward difference by which `chosen` should win, [B]; see `bradley_terry_loss`.
+
+    Returns:
+        Per-pair loss, [B]: a choice's loss is shared equally by its pairs, so the sum over a ranking's pairs is its
+        negative log-likelihood.
+
+    Raises:
+        ValueError: the shapes are not all the same [B].
+    """
+    import torch
+
+    behind = -reward_difference(chosen, rejected, margin)
+    if winners.shape != behind.shape:
+        raise ValueError(f"winners must be {list(behind.shape)} like the rewards, got {list(winners.shape)}")
+    _, choice, pairs = torch.unique(winners, return_inverse=True, return_counts=True)
+    none = behind.new_zeros(len(pairs))
+    largest = none.scatter_reduce(0, choice, behind.detach(), "amax")  # at least 0, the chosen response's own
+    rivals = none.index_add(0, choice, (behind - largest[choice]).exp())
+    losses = largest + ((-largest).exp() + rivals).log()
+    shared: Tensor = (losses / pairs)[choice]
+    return shared
+
+
 def reward_centering_penalty(chosen: Tensor, rejected: Tensor) -> Tensor:
     """Compute the penalty (chosen + rejected)^2, which pulls rewards towards mean zero (arXiv:2312.09244, Eq. 2).
 
@@ -107,7 +143,7 @@ REWARD_LOSSES: Mapping[str, RewardLoss] = MappingProxyType(_LOSSES)
 """Losses of single pairs by their names in configs."""
 
 PLACKETT_LUCE = "plackett_luce"
-"""The name of the loss of rankings in configs; see `hafrm.losses.listwise`."""
+"""The name of the loss of rankings in configs; see `plackett_luce_loss`."""
 
 
 def register_reward_loss(name: str, loss: RewardLoss) -> None:

@@ -48,17 +48,11 @@ class PairDataset(Dataset[PairItem]):
         return len(self.tables)
 
     def __getitem__(self, row: int) -> PairItem:
-        return PairItem(row, self.tables[row], float(self._margins[row]), self._reference(row))
-
-    def _reference(self, row: int) -> tuple[float, float] | None:
-        if self.reference is None:
-            return None
-        pair = self.tables.pairs[row]
-        return float(self.reference[pair["chosen"]]), float(self.reference[pair["rejected"]])
-
-    def names(self, rows: Sequence[int]) -> list[str]:
-        """Return the sources of the pairs in these rows."""
-        return self.tables.names(rows)
+        reference = None
+        if self.reference is not None:
+            pair = self.tables.pairs[row]
+            reference = float(self.reference[pair["chosen"]]), float(self.reference[pair["rejected"]])
+        return PairItem(row, self.tables[row], float(self._margins[row]), reference)
 
 
 @dataclass(frozen=True)
@@ -129,49 +123,26 @@ class PairBatches:
         return replace(self, parts=tuple(part.pin_memory() for part in self.parts))
 
 
-@dataclass(frozen=True)
-class _Unit:
-    """Pairs of one prompt, whose distinct responses are laid out once."""
-
-    tokens: TokenGroup
-    items: tuple[PairItem, ...]
-
-    @classmethod
-    def of(cls, items: Sequence[PairItem]) -> _Unit:
-        responses = dict.fromkeys(response for item in items for response in item.tokens.responses)
-        return cls(TokenGroup(items[0].tokens.prompt, tuple(responses)), tuple(items))
-
-    def places(self) -> list[tuple[int, int]]:
-        """Return the indices of each pair's responses within the unit."""
-        place = {response: index for index, response in enumerate(self.tokens.responses)}
-        return [(place[chosen], place[rejected]) for chosen, rejected in (item.tokens.responses for item in self.items)]
-
-    def reference(self) -> list[float]:
-        """Return the reference log-probs of the unit's responses; empty if they were not precomputed."""
-        known: dict[tuple[int, ...], float] = {}
-        for item in self.items:
-            known.update(zip(item.tokens.responses, item.reference or (), strict=False))
-        return [known[response] for response in self.tokens.responses] if known else []
+_Unit = tuple[TokenGroup, list[PairItem]]
+"""Pairs of one prompt with their distinct responses, which are laid out once."""
 
 
-def units_of(items: Sequence[PairItem], tokens: int) -> list[_Unit]:
+def _units(items: Sequence[PairItem], tokens: int) -> list[_Unit]:
     """Gather pairs of the same prompt into units of up to `tokens` unique tokens, in order of first occurrence."""
-    by_prompt: dict[tuple[int, ...], list[list[PairItem]]] = {}
-    seen: dict[tuple[int, ...], tuple[set[tuple[int, ...]], int]] = {}  # each prompt's last unit
+    by_prompt: dict[tuple[int, ...], list[tuple[dict[tuple[int, ...], None], list[PairItem]]]] = {}
     for item in items:
-        prompt = item.tokens.prompt
-        units = by_prompt.setdefault(prompt, [])
-        responses, used = seen.get(prompt, (set(), len(prompt)))
-        new = set(item.tokens.responses) - responses
-        total = used + sum(map(len, new))
-        if not units or total > tokens:
-            units.append([])
-            responses, new = set(), set(item.tokens.responses)
-            total = len(prompt) + sum(map(len, new))
-        units[-1].append(item)
-        responses |= new
-        seen[prompt] = responses, total
-    return [_Unit.of(unit) for units in by_prompt.values() for unit in units]
+        units = by_prompt.setdefault(item.tokens.prompt, [])
+        own = dict.fromkeys(item.tokens.responses)
+        if units and len(item.tokens.prompt) + sum(map(len, units[-1][0] | own)) <= tokens:
+            units[-1][0].update(own)
+            units[-1][1].append(item)
+        else:
+            units.append((own, [item]))
+    return [
+        (TokenGroup(prompt, tuple(responses)), its_items)
+        for prompt, units in by_prompt.items()
+        for responses, its_items in units
+    ]
 
 
 @dataclass(frozen=True)
@@ -188,40 +159,44 @@ class PairCollator:
 
     def __call__(self, items: Sequence[PairItem]) -> PairBatches:
         """Collate pairs; see `PairBatches`."""
-        units = units_of(items, self.tokens_per_batch)
-        shares = even_shares([unit.tokens.unique_tokens for unit in units], self.processes)
+        units = _units(items, self.tokens_per_batch)
+        shares = even_shares([group.unique_tokens for group, _ in units], self.processes)
         plans = [self._plan([units[i] for i in share]) for share in shares]
         parts = [_batch(part, self.layout) for part in plans[self.process]]
         missing = max(map(len, plans)) - len(parts)
         if missing:  # they go first, so that the last part counts if any does
-            shortest = min(units, key=lambda unit: unit.tokens.unique_tokens)
+            shortest = min(units, key=lambda unit: unit[0].unique_tokens)
             parts = [replace(_batch([shortest], self.layout), counts=False)] * missing + parts
         return PairBatches(tuple(parts), len(items))
 
     def _plan(self, units: Sequence[_Unit]) -> list[list[_Unit]]:
-        groups = [unit.tokens for unit in units]
-        sequences = 2 * sum(len(unit.items) for unit in units)
-        plan = self.layout.plan(groups, sequences=sequences, tokens=self.tokens_per_batch)
+        sequences = 2 * sum(len(items) for _, items in units)
+        plan = self.layout.plan([group for group, _ in units], sequences=sequences, tokens=self.tokens_per_batch)
         return [[units[i] for i in part] for part in plan]
 
 
 def _batch(units: Sequence[_Unit], layout: Layout) -> PairBatch:
     chosen: list[int] = []
     rejected: list[int] = []
+    references: list[float] = []
     first = 0
-    for unit in units:
-        for better, worse in unit.places():
-            chosen.append(first + better)
-            rejected.append(first + worse)
-        first += len(unit.tokens.responses)
-    items = [item for unit in units for item in unit.items]
-    references = [value for unit in units for value in unit.reference()]
+    for group, items in units:
+        place = {response: first + index for index, response in enumerate(group.responses)}
+        first += len(group.responses)
+        known: dict[tuple[int, ...], float] = {}
+        for item in items:
+            better, worse = item.tokens.responses
+            chosen.append(place[better])
+            rejected.append(place[worse])
+            known.update(zip((better, worse), item.reference or (), strict=False))
+        references += [known[response] for response in group.responses] if known else []
+    every = [item for _, items in units for item in items]
     return PairBatch(
-        sequences=layout.batch([unit.tokens for unit in units]),
+        sequences=layout.batch([group for group, _ in units]),
         chosen=torch.tensor(chosen),
         rejected=torch.tensor(rejected),
-        rows=torch.tensor([item.row for item in items]),
-        margin=torch.tensor([item.margin for item in items], dtype=torch.float32),
+        rows=torch.tensor([item.row for item in every]),
+        margin=torch.tensor([item.margin for item in every], dtype=torch.float32),
         reference=torch.tensor(references, dtype=torch.float32) if references else None,
-        units=tuple((len(unit.tokens.responses), len(unit.items)) for unit in units),
+        units=tuple((len(group.responses), len(items)) for group, items in units),
     )

@@ -62,6 +62,12 @@ def training_arguments(
     return arguments
 
 
+def autocast_of(args: TrainingArguments) -> torch.autocast:
+    """Return the context of the trainer's mixed precision, for passes outside the trainer."""
+    half = torch.bfloat16 if args.bf16 else torch.float16
+    return torch.autocast(args.device.type, dtype=half, enabled=args.bf16 or args.fp16)
+
+
 def pairs_needed(config: TrainConfig, *, processes: int) -> int | None:
     """Return the number of pairs of all steps; None if the run's length is in epochs."""
     values = _defaults(config) | config.training

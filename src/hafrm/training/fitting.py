@@ -22,6 +22,7 @@ from hafrm.models.hybrid import HybridModel
 from hafrm.models.layout import Layout, choose_layout
 from hafrm.training.batches import PairCollator, PairDataset
 from hafrm.training.config import TrainConfig
+from hafrm.training.defaults import autocast_of
 from hafrm.training.objective import Objective
 
 _ADAM = 8
@@ -131,12 +132,11 @@ def measure(
 
     training = model.training
     devices = [args.device] if args.device.type == "cuda" else []
-    half = torch.bfloat16 if args.bf16 else torch.float16
     size = f"the longest pair, {longest.tokens.unique_tokens} tokens"
     with (
         enough_memory(size, "Lower data_options.max_length, or use adapters (lora.rank) or a narrower dtype."),
         torch.random.fork_rng(devices),
-        torch.autocast(args.device.type, dtype=half, enabled=args.bf16 or args.fp16),
+        autocast_of(args),
         torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
     ):
         losses = objective.pair_losses(model.train(), batch)  # kept until counted: freed storage would be reused

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from hafrm.progress import ProgressLine
 from hafrm.training.callbacks import print_line
 from hafrm.training.config import TrainConfig
 from hafrm.training.defaults import pairs_needed
-from hafrm.training.opening import account_of
 
 
 def checked_start(config: TrainConfig) -> Start:
@@ -56,12 +55,32 @@ def input_paths(config: TrainConfig) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class RunData:
-    """The encoded pairs of a run, with an account of every row."""
+    """The encoded pairs of a run."""
 
     train: PairTables
     eval: PairTables | None
-    account: dict[str, Any]
-    """For the manifest: "train", "eval" and, with the latter, "shared_prompts"."""
+
+    @cached_property
+    def account(self) -> dict[str, Any]:
+        """What happened to every row: read, left out (by reason) and kept, for the manifest.
+
+        In "train", "eval" and, with the latter, "shared_prompts".
+        """
+        account: dict[str, Any] = {"train": _account(self.train)}
+        if self.eval is not None:
+            account |= {"eval": _account(self.eval), "shared_prompts": self.train.prompts_shared_with(self.eval)}
+        return account
+
+
+def _account(tables: PairTables) -> dict[str, Any]:
+    return {
+        "sources": [report.as_dict() for report in tables.account.reports],
+        "dropped_in_encoding": tables.account.dropped,
+        "pairs": len(tables),
+        "identical_responses": tables.identical,
+        "with_special_tokens": len(tables.with_special_tokens),
+        "dropped_by_template": {lost.what: [lost.count, lost.of] for lost in tables.account.lost},
+    }
 
 
 def load_data(config: TrainConfig, own_tokenizer: Any) -> tuple[RunData, Any]:
@@ -91,8 +110,7 @@ def load_data(config: TrainConfig, own_tokenizer: Any) -> tuple[RunData, Any]:
                     say=say,
                     progress=partial(_show_progress, line, name),
                 )
-    train, evaluation = tables["train"], tables.get("eval")
-    return RunData(train, evaluation, account_of(train, evaluation)), tokenizer
+    return RunData(tables["train"], tables.get("eval")), tokenizer
 
 
 def _show_progress(line: ProgressLine, name: str, done: int) -> None:

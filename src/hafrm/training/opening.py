@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from transformers import TrainingArguments
 
@@ -13,24 +12,18 @@ from hafrm.data.reports import left_out_words
 from hafrm.numerics import bfloat16_speedup
 from hafrm.training.arguments import pairs_per_step, total_steps
 from hafrm.training.config import TrainConfig
+from hafrm.training.inputs import RunData
 
 _MUCH = 0.05
 """Share of pairs lost above which the counts are a warning."""
 
 
-def opening_lines(
-    config: TrainConfig,
-    args: TrainingArguments,
-    train: PairTables,
-    evaluation: PairTables | None,
-    account: Mapping[str, Any],
-    layout: str,
-) -> Iterator[str]:
-    """Yield the plan of a run and its warnings; `account` is what `account_of` returns."""
-    pairs = len(train)
+def opening_lines(config: TrainConfig, args: TrainingArguments, data: RunData, layout: str) -> Iterator[str]:
+    """Yield the plan of a run and its warnings."""
+    train, account, pairs = data.train, data.account, len(data.train)
     steps = total_steps(args.to_dict(), pairs)
     batch = pairs_per_step(args.to_dict(), args.world_size)
-    sets = [("training pairs", train)] + ([("validation pairs", evaluation)] if evaluation is not None else [])
+    sets = [("training pairs", train)] + ([("validation pairs", data.eval)] if data.eval is not None else [])
     counts = ", ".join(_counted(what, tables, config.data_options.max_length) for what, tables in sets)
     warning = "warning: " if any(_share_lost(tables) > _MUCH for _, tables in sets) else ""
     yield (
@@ -85,22 +78,3 @@ def _counted(what: str, tables: PairTables, max_length: int) -> str:
     if not left_out:
         return f"{len(tables):,} {what}"
     return f"{len(tables):,} of {len(tables) + left_out.total():,} {what} ({left_out_words(left_out, max_length)})"
-
-
-def account_of(train: PairTables, evaluation: PairTables | None) -> dict[str, Any]:
-    """Count what happened to every row: read, left out (by reason) and kept, for the manifest."""
-    account: dict[str, Any] = {"train": _account(train)}
-    if evaluation is not None:
-        account |= {"eval": _account(evaluation), "shared_prompts": train.prompts_shared_with(evaluation)}
-    return account
-
-
-def _account(tables: PairTables) -> dict[str, Any]:
-    return {
-        "sources": [report.as_dict() for report in tables.account.reports],
-        "dropped_in_encoding": tables.account.dropped,
-        "pairs": len(tables),
-        "identical_responses": tables.identical,
-        "with_special_tokens": len(tables.with_special_tokens),
-        "dropped_by_template": {lost.what: [lost.count, lost.of] for lost in tables.account.lost},
-    }

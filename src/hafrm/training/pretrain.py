@@ -31,7 +31,7 @@ from hafrm import atomic
 from hafrm.data.files import reading
 from hafrm.errors import ConfigError, DataError, first_line
 from hafrm.models.hybrid import max_positions
-from hafrm.models.runinfo import require_outside_models
+from hafrm.models.runinfo import checkpoint_folders, require_outside_models
 from hafrm.models.stock import load_causal_lm
 from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
 from hafrm.numerics import cpu_tuned
@@ -208,16 +208,15 @@ def _arguments(config: PretrainConfig, folder: Path, blocks: int) -> TrainingArg
         "dataloader_pin_memory": torch.cuda.is_available(),
         "bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
     } | config.training
+    every = max(1, math.ceil(total_steps(values, blocks) / 10))
+    schedule: dict[str, Any] = {
+        "eval_strategy": "steps",
+        "eval_steps": every,
+        "save_strategy": "steps",
+        "save_steps": every,
+    }
     try:
-        args = TrainingArguments(output_dir=str(folder), prediction_loss_only=True, **values)
-        every = max(1, math.ceil(total_steps(args.to_dict(), blocks) / 10))
-        told: dict[str, Any] = {
-            "eval_strategy": "steps",
-            "eval_steps": every,
-            "save_strategy": "steps",
-            "save_steps": every,
-        }
-        args = TrainingArguments(output_dir=str(folder), prediction_loss_only=True, **(told | values))
+        args = TrainingArguments(output_dir=str(folder), prediction_loss_only=True, **(schedule | values))
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"training: {error}") from error
     if args.n_gpu > 1:  # several GPUs in one process would multiply the blocks per step that the recipe records
@@ -258,6 +257,6 @@ def _finish(
         tokenizer.save_pretrained(temporary)
         atomic.write_json(temporary / RECIPE_FILE, recipe)
     (folder / _BEGUN_FILE).unlink(missing_ok=True)
-    for step in range(1, recipe["steps"] + 1):
-        shutil.rmtree(folder / f"checkpoint-{step}", ignore_errors=True)
+    for checkpoint in checkpoint_folders(folder).values():
+        shutil.rmtree(checkpoint, ignore_errors=True)
     return recipe

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from rich.console import Console
 from transformers import TrainingArguments
@@ -14,14 +13,14 @@ from transformers import TrainingArguments
 from hafrm.atomic import cache_folder
 from hafrm.data import PairTables
 from hafrm.encoding import TokenGroup
-from hafrm.losses import uses_reference
 from hafrm.memory import enough_memory
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.layout import Layout
 from hafrm.models.references import LiveReference, ReferenceCache, adapter_off_reference, frozen_copy_reference
 from hafrm.progress import ProgressLine
 from hafrm.training.batches import PairDataset
-from hafrm.training.loss import LossConfig
+from hafrm.training.defaults import autocast_of
+from hafrm.training.objective import Objective
 
 _LESS_MEMORY = (
     "Lower data_options.tokens_per_batch (or training.per_device_eval_batch_size, where rows are padded); what was "
@@ -36,7 +35,7 @@ class ReferenceSource:
     """Adds precomputed reference log-probs to data sets, or gives the trainer a live reference.
 
     Args:
-        loss: The losses, with the weights that the method fixes.
+        objective: The losses, which say whether a reference is needed.
         model: The initial model, which is the reference.
         args: The trainer's arguments, for precision and batch size.
         weights: The model's `weights_digest`; empty if no loss uses a reference.
@@ -45,7 +44,7 @@ class ReferenceSource:
 
     def __init__(
         self,
-        loss: LossConfig,
+        objective: Objective,
         model: HybridModel,
         layout: Layout,
         args: TrainingArguments,
@@ -53,14 +52,13 @@ class ReferenceSource:
         weights: str,
         tokens: int,
     ) -> None:
-        needed = loss.policy_ratio != 0 and uses_reference(loss.policy_loss)
-        self.precomputed = needed and loss.reference in ("auto", "precomputed")
+        source = objective.config.reference if objective.needs_reference else None
+        self.precomputed = source in ("auto", "precomputed")
         self.live: LiveReference | None = None
-        if needed and not self.precomputed:
-            self.live = (adapter_off_reference if loss.reference == "adapter_off" else frozen_copy_reference)(model)
+        if source is not None and not self.precomputed:
+            self.live = (adapter_off_reference if source == "adapter_off" else frozen_copy_reference)(model)
         # The policy runs under autocast, so its reference must too; otherwise log-ratios would not start at zero.
-        half = torch.bfloat16 if args.bf16 else torch.float16
-        self._autocast = torch.autocast(args.device.type, dtype=half, enabled=args.bf16 or args.fp16)
+        self._autocast = autocast_of(args)
         self._tokens = tokens
         self._cached = partial(
             ReferenceCache,

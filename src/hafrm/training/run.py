@@ -55,7 +55,7 @@ from hafrm.training.manifest import (
 )
 from hafrm.training.objective import Objective, length_slope
 from hafrm.training.opening import opening_lines
-from hafrm.training.order import pair_order
+from hafrm.training.order import PairOrder, pair_order
 from hafrm.training.preflight import check_machine, require_all_processes
 from hafrm.training.reference import ReferenceSource
 from hafrm.training.resuming import train_or_resume
@@ -276,8 +276,7 @@ def _begin(run: _Run, progress: ConsoleProgress) -> None:
     """Write the manifest, and say what the run is going to do."""
     kept = make_folder(run.folder, start_over=run.config.overwrite)
     save_manifest(run.manifest, run.folder)
-    data = run.data
-    opening = opening_lines(run.config, run.args, data.train, data.eval, data.account, run.manifest["layout"])
+    opening = opening_lines(run.config, run.args, run.data, run.manifest["layout"])
     for line in (*opening, *run.notes, kept):
         if line:
             progress.say(line)
@@ -286,9 +285,8 @@ def _begin(run: _Run, progress: ConsoleProgress) -> None:
 def _trainer(run: _Run, callbacks: Sequence[TrainerCallback], progress: ConsoleProgress) -> HybridTrainer:
     config, args, pairs = run.config, run.args, run.data.train
     order = pair_order(args, pairs.pairs["prompt"], batch_by=config.data_options.batch_by)
-    visited = order.visited(total_steps(args.to_dict(), len(order)), pairs_per_step(args.to_dict(), args.world_size))
     reference = ReferenceSource(
-        config.resolved_loss, run.model, run.layout, args, weights=run.info.base_digest, tokens=run.tokens
+        run.objective, run.model, run.layout, args, weights=run.info.base_digest, tokens=run.tokens
     )
     trainer = HybridTrainer(
         run.model,
@@ -298,7 +296,7 @@ def _trainer(run: _Run, callbacks: Sequence[TrainerCallback], progress: ConsoleP
         tokens_per_batch=run.tokens,
         tokenizer=run.tokenizer,
         info=run.info,
-        train_dataset=reference.dataset(pairs, visited),
+        train_dataset=reference.dataset(pairs, _visited(order, args)),
         order=order,
         eval_dataset=reference.dataset(run.data.eval) if run.data.eval is not None else None,
         live_reference=reference.live,
@@ -365,19 +363,19 @@ def _fit_head(trainer: HybridTrainer, run: _Run) -> None:
     """Fit the reward head to the pairs that the run visits, if it starts so."""
     if run.manifest["reward_head"] == "fit":
         with trainer.accelerator.autocast():
-            fit_head(run.model, run.data.train, _visited(trainer, run), PairCollator(run.layout, run.tokens))
+            fit_head(run.model, run.data.train, _visited(trainer.order, run.args), PairCollator(run.layout, run.tokens))
 
 
-def _visited(trainer: HybridTrainer, run: _Run) -> Sequence[int]:
+def _visited(order: PairOrder, args: TrainingArguments) -> Sequence[int]:
     """Return the indices of the pairs that the run visits, in order."""
-    args = run.args.to_dict()
-    return trainer.order.visited(total_steps(args, len(trainer.order)), pairs_per_step(args, run.args.world_size))
+    values = args.to_dict()
+    return order.visited(total_steps(values, len(order)), pairs_per_step(values, args.world_size))
 
 
 def _draw_heads(trainer: HybridTrainer, run: _Run) -> int:
     """Replace the reward head by heads drawn from its posterior, and return their number."""
     count = run.objective.config.heads
-    rows, collator = _visited(trainer, run), PairCollator(run.layout, run.tokens)
+    rows, collator = _visited(trainer.order, run.args), PairCollator(run.layout, run.tokens)
     with trainer.accelerator.autocast():
         run.model.score = laplace_heads(
             run.model, run.objective, run.data.train, rows, collator, count=count, seed=run.args.seed

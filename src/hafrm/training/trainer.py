@@ -3,6 +3,10 @@
 The loop, accelerate, mixed precision, resuming and loggers are transformers' own. Its batches are typed as
 dictionaries; ours are `PairBatches`, which it passes through untouched, so the overriding methods differ in that type.
 
+A step is read in `HybridTrainer.training_step`: for each part of its batch, transformers moves it to the device
+(`_prepare_inputs`), computes the loss (`compute_loss`: the model's scores by `Objective.pair_losses`) and runs
+backward; after the last part it steps the optimizer and the schedule.
+
 With several processes, each draws the pairs of all and takes its share by tokens, so that shares differ in pairs. The
 loss is still a mean over all pairs of a step: each process takes the sum over its own pairs, times the number of
 processes, divided by the number of all pairs. DDP, FSDP and ZeRO average gradients over processes, which gives the
@@ -31,6 +35,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import FSDP_MODEL_NAME
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
+from hafrm.data import PairTables
 from hafrm.errors import NonFiniteLossError
 from hafrm.memory import enough_memory
 from hafrm.models.checkpoints import restore_weights, save_adapter, save_run, writing
@@ -103,7 +108,7 @@ class HybridTrainer(Trainer):
             callbacks=list(callbacks),
         )
         self.objective: Objective = objective
-        self.pairs = train_dataset
+        self.pairs = train_dataset.tables
         self.order = order or pair_order(args, range(len(train_dataset)), batch_by="pair")
         self.info = info
         self.live_reference = live_reference
@@ -159,21 +164,16 @@ class HybridTrainer(Trainer):
         self, model: nn.Module, inputs: PairBatches, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Run forward and backward of a batch part by part; gradients accumulate and are synchronized once."""
-        *first, last = inputs.parts
         losses = []
-        for part in first:
-            with self._more_to_come(model):
-                losses.append(self._part_step(model, part, num_items_in_batch))
-        losses.append(self._part_step(model, last, num_items_in_batch))
+        for place, part in enumerate(inputs.parts, 1):
+            self._rows += part.rows.tolist() if part.counts else []
+            ends = contextlib.nullcontext() if place == len(inputs.parts) else self._more_to_come(model)
+            with ends, _enough_memory(f"step {self.state.global_step + 1}", part):
+                losses.append(super().training_step(model, cast(Any, part), cast(Any, num_items_in_batch)))
         self._require_finite(self._losses, self.pairs)
         self._losses.clear()
         self._speed.add(pairs=inputs.pairs, tokens=inputs.tokens)
         return torch.stack(losses).sum()
-
-    def _part_step(self, model: nn.Module, part: PairBatch, num_items_in_batch: Tensor | int | None) -> Tensor:
-        self._rows += part.rows.tolist() if part.counts else []
-        with enough_memory(f"step {self.state.global_step + 1}, {_size(part)}", _LESS_MEMORY, tokens=_splits(part)):
-            return super().training_step(model, cast(Any, part), cast(Any, num_items_in_batch))
 
     @contextlib.contextmanager
     def _more_to_come(self, model: nn.Module) -> Iterator[None]:
@@ -214,12 +214,12 @@ class HybridTrainer(Trainer):
                 reference = self.live_reference(batch.sequences)
         return self.objective.pair_losses(model, batch, reference)
 
-    def _require_finite(self, losses: Sequence[tuple[Tensor, PairBatch]], pairs: Any) -> None:
+    def _require_finite(self, losses: Sequence[tuple[Tensor, PairBatch]], tables: PairTables) -> None:
         """Raise if a loss is not finite; waits for the device once."""
         bad = ~torch.isfinite(torch.cat([loss for loss, _ in losses]))
         if bad.any():
             rows = torch.cat([batch.rows for _, batch in losses])
-            names = pairs.names(rows[bad.cpu()].tolist())
+            names = tables.names(rows[bad.cpu()].tolist())
             raise NonFiniteLossError(
                 f"The loss is not finite at step {self.state.global_step + 1} for {len(names)} of {len(rows)} pairs: "
                 f"{', '.join(names[:5])}. {_NEW_RUN}"
@@ -278,10 +278,9 @@ class HybridTrainer(Trainer):
         model.eval()
         share: list[dict[str, Tensor]] = []
         for batch in (part for batches in dataloader for part in batches.parts):
-            enough = enough_memory(f"validation, {_size(batch)}", _LESS_MEMORY, tokens=_splits(batch))
-            with self.compute_loss_context_manager(), enough:
+            with self.compute_loss_context_manager(), _enough_memory("validation", batch):
                 losses = self._pair_losses(model, self._prepare_inputs(batch))
-            self._require_finite([(losses.loss, batch)], self.eval_dataset)
+            self._require_finite([(losses.loss, batch)], cast(PairDataset, self.eval_dataset).tables)
             if batch.counts:
                 found = losses.metrics | {"loss": losses.loss}
                 share.append({"row": batch.rows} | {name: values.cpu() for name, values in found.items()})
@@ -423,11 +422,8 @@ def _in_order(batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: values[order] for name, values in columns.items()}
 
 
-def _splits(batch: PairBatch) -> int:
-    """Return the tokens of a batch of several prompts; 0 for one that can't be split."""
-    return batch.sequences.input_ids.numel() if len(batch.units) > 1 else 0
-
-
-def _size(batch: PairBatch) -> str:
-    tokens = batch.sequences.input_ids
-    return f"a batch of {len(batch)} pairs and {tokens.numel()} tokens"
+def _enough_memory(what: str, batch: PairBatch) -> contextlib.AbstractContextManager[None]:
+    """Turn a lack of memory for a batch into an error; a batch of a single prompt can't be split into smaller ones."""
+    tokens = batch.sequences.input_ids.numel()
+    size = f"{what}, a batch of {len(batch)} pairs and {tokens} tokens"
+    return enough_memory(size, _LESS_MEMORY, tokens=tokens if len(batch.units) > 1 else 0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from hafrm.encoding import common_prefix
@@ -154,7 +154,7 @@ class Frame:
         if prompt is None:
             return self._exact(text), None
         prompt = self._exact(prompt)
-        decoded = self._decoded(prompt)
+        decoded = _decoded(self.tokenizer, prompt)
         if decoded != prompt and text.startswith(prompt):
             return text, prompt
         if not text.startswith(decoded):
@@ -172,7 +172,7 @@ class Frame:
 
     def _source(self, text: str, candidates: Iterator[str]) -> str | None:
         """Return the first candidate that tokenizing and decoding turn into `text`."""
-        return next((candidate for candidate in candidates if self._decoded(candidate) == text), None)
+        return next((candidate for candidate in candidates if _decoded(self.tokenizer, candidate) == text), None)
 
     def _ended(self, text: str) -> tuple[str, bool]:
         """Complete the template's ending, and return whether the response is complete."""
@@ -195,13 +195,6 @@ class Frame:
                 return end, ended
             end = bare - len(mark)
             ended = ended or mark != self.tokenizer.pad_token
-
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
-
-    def _decoded(self, text: str) -> str:
-        return str(self.tokenizer.decode(self._ids(text), skip_special_tokens=False))
 
 
 def frame_of(tokenizer: Any, stops: Sequence[int] = ()) -> Frame:
@@ -227,31 +220,35 @@ def frame_of(tokenizer: Any, stops: Sequence[int] = ()) -> Frame:
     next_turn = special.match(texts[3].partition(_ANSWER)[2].removeprefix(ending))
     if next_turn and not stop:
         others = (*others, next_turn[0])
-    frame = Frame(
+    opening = texts[0][: common_prefix(texts[:2])]
+    whole, core = _ids(tokenizer, texts[0]), _ids(tokenizer, before + answer)
+    apart = whole[: len(core)] == core  # otherwise a token spans the border
+    decoded = [_decoded(tokenizer, text) for text in texts]
+    return Frame(
         tokenizer=tokenizer,
         bos=bos if texts[0].startswith(bos) else "",
         ending=ending,
-        ending_ids=(),
+        ending_ids=tuple(whole[len(core) :] if apart else _ids(tokenizer, ending)),
         stop=stop[0] if stop else "",
         stops=tuple(mark for mark in dict.fromkeys(others) if mark not in pads),
         trims=texts[2] == texts[0],
-        opening=texts[0][: common_prefix(texts[:2])],
-        opening_ids=(),
-        decoded_opening="",
-        lossless=True,
+        opening=opening,
+        opening_ids=tuple(_ids(tokenizer, opening)),
+        decoded_opening=decoded[0][: common_prefix(decoded[:2])],
+        lossless=decoded == texts,
         special=special,
         pads=pads,
     )
-    whole, core = frame._ids(texts[0]), frame._ids(before + answer)
-    apart = whole[: len(core)] == core  # otherwise a token spans the border
-    decoded = [frame._decoded(text) for text in texts]
-    return replace(
-        frame,
-        opening_ids=tuple(frame._ids(frame.opening)),
-        ending_ids=tuple(whole[len(core) :] if apart else frame._ids(ending)),
-        decoded_opening=decoded[0][: common_prefix(decoded[:2])],
-        lossless=decoded == texts,
-    )
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
+
+
+def _decoded(tokenizer: Any, text: str) -> str:
+    """Tokenize and decode a text."""
+    return str(tokenizer.decode(_ids(tokenizer, text), skip_special_tokens=False))
 
 
 def _length_of(ids: Sequence[int], leading: set[int]) -> int:

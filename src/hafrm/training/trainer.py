@@ -24,21 +24,17 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.data_loader import BatchSamplerShard
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer import FSDP_MODEL_NAME
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
 from hafrm.data import PairTables
 from hafrm.errors import NonFiniteLossError
 from hafrm.memory import enough_memory
-from hafrm.models.checkpoints import restore_weights, save_adapter, save_run, writing
+from hafrm.models.checkpoints import save_adapter, save_run, writing
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.layout import Layout
 from hafrm.models.references import LiveReference
@@ -49,13 +45,7 @@ from hafrm.training.batches import PairBatch, PairBatches, PairCollator, PairDat
 from hafrm.training.objective import Objective, PairLosses
 from hafrm.training.order import PairOrder, pair_order
 from hafrm.training.resuming import list_training_state
-from hafrm.training.sharding import (
-    fsdp_plugin,
-    load_whole_weights,
-    share_heads_with_root,
-    with_weights,
-    without_weights,
-)
+from hafrm.training.sharding import ShardedTrainer
 
 _LESS_MEMORY = (
     "Lower data_options.tokens_per_batch, or set --training.activation_checkpointing true: the same command then "
@@ -69,7 +59,7 @@ _NEW_RUN = (
 )
 
 
-class HybridTrainer(Trainer):
+class HybridTrainer(ShardedTrainer):
     """Trains a `HybridModel` on pairs with an `Objective`.
 
     Args:
@@ -79,8 +69,6 @@ class HybridTrainer(Trainer):
         live_reference: Gives reference log-probs if the data sets have none.
         order: The order of the training pairs; by default transformers' own.
     """
-
-    model: HybridModel
 
     def __init__(
         self,
@@ -125,27 +113,6 @@ class HybridTrainer(Trainer):
         """Indices in the data set of this process's pairs of the current step."""
         self._speed = Throughput()
         self._parameters = sum(p.numel() for p in model.parameters())  # counted before they are sharded
-        if self.is_deepspeed_enabled:
-            share_heads_with_root(model)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            self._empty = without_weights(model)
-
-    def create_accelerator_and_postprocess(self) -> None:
-        """Create the accelerator as transformers does; let FSDP also run on CPUs, in one process's precision, and save
-        memory.
-        """
-        super().create_accelerator_and_postprocess()
-        load_whole_weights()
-        state = self.accelerator.state
-        if self.accelerator.distributed_type == DistributedType.MULTI_CPU and (plugin := fsdp_plugin(self.args)):
-            state.fsdp_plugin = plugin  # accelerate only does this on GPUs
-            state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
-            self.is_fsdp_enabled = True
-        if self.is_fsdp_enabled:
-            # Autocast computes in half precision, as without FSDP; accelerate's policy would also round rewards to it.
-            state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
-            # Otherwise the gradients of accumulated batches would stay unsharded and use the memory that FSDP saves.
-            self.accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
 
     def _get_dataloader(
         self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any
@@ -299,42 +266,22 @@ class HybridTrainer(Trainer):
         self.write(save_adapter if self.model.adapted else save_run, self.info, folder)
 
     def write(self, save: Callable[[HybridModel, Any, RunInfo, Path], None], info: RunInfo, folder: Path) -> None:
-        """Write a checkpoint with `save_run` or `save_adapter`; all processes must call it."""
-        model = self._whole_model()
-        if model is not None and self.args.should_save:
-            folder.mkdir(parents=True, exist_ok=True)
-            save(model, self.processing_class, info, folder)
-
-    def _whole_model(self) -> HybridModel | None:
-        """Return the model, in the first process a copy with whole weights if they are sharded; None in the others.
-
-        All processes must call it.
+        """Write a checkpoint with `save_run` or `save_adapter`; all processes must call it.
 
         Raises:
             NonFiniteLossError: a weight is not finite. Losses and gradients would only show it a step later, or, after
                 the last step, never.
         """
-        zero: Any = self.deepspeed
-        zero3 = zero if zero is not None and zero.zero_optimization_partition_weights() else None
-        sharded = self.model if self.is_fsdp_enabled else zero3
-        model = self.model
-        if sharded is not None:
-            weights = self.accelerator.get_state_dict(sharded)
-            if not weights:
-                return None
-            model = with_weights(self._empty, weights)
-        for name, weight in model.named_parameters():
+        model = self.whole_model()
+        for name, weight in model.named_parameters() if model is not None else ():
             if weight.requires_grad and not torch.isfinite(weight).all():
                 raise NonFiniteLossError(
                     f"{name} is not finite after step {self.state.global_step}, though losses and gradients were: the "
                     f"step itself failed, because of the learning rate or an optimizer option. {_NEW_RUN}"
                 )
-        return model
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.is_fsdp_enabled and self.args.should_save:
-            (Path(output_dir) / f"{FSDP_MODEL_NAME}.bin").unlink()  # the weights, which are already saved there
+        if model is not None and self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            save(model, self.processing_class, info, folder)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -364,9 +311,6 @@ class HybridTrainer(Trainer):
         if self.args.should_save:
             rotate_checkpoints(str(self.args.output_dir), self.args.save_total_limit, self.state.best_model_checkpoint)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self.restore(Path(resume_from_checkpoint))
-
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with loading("state of an optimizer", str(checkpoint)):
             super()._load_optimizer_and_scheduler(checkpoint)
@@ -374,25 +318,6 @@ class HybridTrainer(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with loading("state of random numbers", str(checkpoint)):
             super()._load_rng_state(checkpoint)
-
-    def _load_best_model(self) -> None:
-        if self.is_deepspeed_enabled:
-            super()._load_best_model()
-        elif self.state.best_model_checkpoint:
-            self.restore(Path(self.state.best_model_checkpoint))
-
-    def restore(self, folder: Path) -> None:
-        """Load a checkpoint's weights, also into a model that FSDP shards; all processes must call it."""
-        if not self.is_fsdp_enabled:
-            restore_weights(self.model, folder)
-            return
-        weights: dict[str, Any] = {}
-        if (model := self._whole_model()) is not None:
-            restore_weights(model, folder)
-            weights |= model.state_dict()
-        set_model_state_dict(
-            self.model, weights, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-        )
 
 
 class Throughput:

@@ -115,6 +115,7 @@ class Desk:
             "max_steps": STEPS,
             "learning_rate": 1e-3,
             "use_cpu": True,
+            "bf16": False,  # otherwise one process alone takes it where it is fast
             "report_to": [],
             "eval_steps": 4,
             "save_steps": 4,

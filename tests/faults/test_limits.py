@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import Trainer
 
 from hafrm.data import DataOptions
 from hafrm.errors import NoMemoryError, NonFiniteLossError
@@ -24,7 +25,6 @@ from hafrm.models.scorers import HybridScorer
 from hafrm.training.config import TrainConfig
 from hafrm.training.resuming import last_checkpoint
 from hafrm.training.run import train
-from hafrm.training.trainer import HybridTrainer
 from tests.faults.runs import saved_run
 from tests.tiny import save_tiny, some_pairs
 
@@ -80,15 +80,15 @@ def test_memory_runs_out_with_a_chosen_size(config: TrainConfig, monkeypatch: py
     """The error names the option, and the run resumes with that option changed, to the same losses."""
     config = replace(config, method="baseline", data_options=replace(config.data_options, tokens_per_batch=2000))
     train(replace(config, out=config.out + "-undisturbed"))
-    part_step, limit = HybridTrainer._part_step, 200
+    step, limit = Trainer.training_step, 200  # of a part of the batch
 
-    def later(self: HybridTrainer, *args: Any) -> Any:
+    def later(self: Trainer, *args: Any) -> Any:
         if self.state.global_step == 2:
             fit(limit, monkeypatch)
-        return part_step(self, *args)
+        return step(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(HybridTrainer, "_part_step", later)
+        patch.setattr(Trainer, "training_step", later)
         with pytest.raises(NoMemoryError, match=r"step 3, a batch of 4 pairs and \d+ tokens.*data_options\.tokens_per"):
             train(config)
     fit(limit, monkeypatch)
@@ -145,15 +145,15 @@ def test_other_errors_are_not_for_want_of_memory(kind: type[Exception]) -> None:
 
 def test_a_gradient_that_is_not_finite(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names the step and its rows, no weight has changed, and the last checkpoint is intact."""
-    part_step = HybridTrainer._part_step
+    step = Trainer.training_step  # of a part of the batch
 
-    def spoilt(self: HybridTrainer, *args: Any) -> torch.Tensor:
-        loss = part_step(self, *args)
+    def spoilt(self: Trainer, *args: Any) -> torch.Tensor:
+        loss = step(self, *args)
         if self.state.global_step == 2:
             self.model.score.weight.grad[0, 0] = math.nan
         return loss
 
-    monkeypatch.setattr(HybridTrainer, "_part_step", spoilt)
+    monkeypatch.setattr(Trainer, "training_step", spoilt)
     with pytest.raises(NonFiniteLossError, match=r"gradient is not finite at step 3.*4 pairs: .*pairs\.jsonl:\d+, "):
         train(replace(config, method="baseline"))
     checkpoint = last_checkpoint(Path(config.out))

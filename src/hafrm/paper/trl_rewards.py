@@ -7,10 +7,8 @@ order of the pairs and its own reward head, and pads: a prompt is encoded twice.
 from __future__ import annotations
 
 import shutil
-import warnings
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,12 @@ from peft import LoraConfig
 from transformers import AutoModelForSequenceClassification, PrinterCallback, TrainingArguments
 
 from hafrm.data.tables import PairTables
-from hafrm.errors import MissingExtraError
 from hafrm.models.checkpoints import save_run
 from hafrm.models.lora import quiet_peft
 from hafrm.models.options import LoraOptions
 from hafrm.models.starts import new_model
 from hafrm.models.stock import loading, quiet_transformers
+from hafrm.rlhf.groups import import_trl
 from hafrm.training.config import TrainConfig
 from hafrm.training.defaults import training_arguments
 from hafrm.training.inputs import load_data
@@ -43,12 +41,7 @@ def train_with_trl(config: TrainConfig) -> None:
         MissingExtraError: TRL is not installed.
         HafrmError: options, data or model are unusable.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # TRL warns about optional parts that are not used here
-            trl: Any = import_module("trl")
-    except ImportError as error:
-        raise MissingExtraError("The part trl needs TRL: pip install 'hafrm[trl]'") from error
+    trl = import_trl("The part trl")
     data, tokenizer = load_data(config, None)
     arguments = training_arguments(config, pairs=len(data.train))
     folder = Path(config.out)

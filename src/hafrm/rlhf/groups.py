@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -148,12 +149,7 @@ def train_groups(job: RlhfJob) -> RlhfResult:
         ModelError: rewards of tokens are wanted, but the reward model has none.
     """
     _require_plain(job)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # TRL warns about optional parts that are not used here
-            import trl
-    except ImportError as error:
-        raise MissingExtraError(f"--algorithm {job.config.algorithm} needs TRL: pip install 'hafrm[trl]'") from error
+    trl = import_trl(f"--algorithm {job.config.algorithm}")
     options, trainer_class = (getattr(trl, f"{job.config.algorithm.upper()}{part}") for part in ("Config", "Trainer"))
     scorer = load_reward(job.config.reward, job.config, job.config.score)
     causal_lm = job.model.causal_lm
@@ -176,6 +172,20 @@ def train_groups(job: RlhfJob) -> RlhfResult:
         trainer.remove_callback(PrinterCallback)
         train_to_the_end(trainer, job.folder)
     return job.finish(progress.last)
+
+
+def import_trl(needed_by: str) -> Any:
+    """Import TRL without its warnings about optional parts, which hafrm does not use.
+
+    Raises:
+        MissingExtraError: TRL is not installed; `needed_by` starts the message.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return import_module("trl")
+    except ImportError as error:
+        raise MissingExtraError(f"{needed_by} needs TRL: pip install 'hafrm[trl]'") from error
 
 
 def _require_plain(job: RlhfJob) -> None:
